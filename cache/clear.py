@@ -1,0 +1,112 @@
+"""Choosing records and removing them. Nothing is removed that jitd did not write."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from . import files
+from .keys import KINDS
+from .paths import open_root
+from .records import MAGIC, Header
+from .store import QUARANTINE, TEMPORARIES, Store
+
+_SHARD: Final = re.compile(r"[0-9a-f]{2}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{40}")
+_TEMPORARY: Final = re.compile(r"[0-9a-f]{40}\.[0-9]+\.[0-9a-f]{16}")
+_QUARANTINED: Final = re.compile(rf"({'|'.join(sorted(KINDS))})-.+-[0-9a-f]{{40}}-[a-z]+")
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """How many files were removed, and their size in bytes."""
+
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.files} files, {self.bytes} bytes"
+
+
+def select(
+    store: Store,
+    *,
+    op: str | None = None,
+    ops: Collection[str] | None = None,
+    kinds: Collection[str] | None = None,
+    older_than_s: float | None = None,
+    predicate: Callable[[Header], bool] | None = None,
+) -> list[Header]:
+    """The headers of the records that meet every condition given; of all records without any.
+
+    `op` and `ops` add up. `older_than_s` counts from the last use, not from the making.
+    """
+    wanted = None if op is None and ops is None else {*(ops or ()), *([op] if op else ())}
+    before = None if older_than_s is None else time.time() - older_than_s
+    return [
+        header
+        for header in _listed(store, wanted, kinds)
+        if (before is None or header.last_used < before)
+        and (predicate is None or predicate(header))
+    ]
+
+
+def clear(store: Store, selection: Iterable[Header]) -> Cleared:
+    """Remove the selected records. One that was replaced since it was listed stays."""
+    cleared: list[int] = []
+    for header in selection:
+        if (size := store.remove(header)) is not None:
+            cleared.append(size)
+            files.remove_empty_folders(store.root, header.path.rpartition("/")[0])
+    return Cleared(len(cleared), sum(cleared))
+
+
+def clear_all(store: Store) -> Cleared:
+    """Remove every record, readable or not, and all that is in `tmp/` and `quarantine/`.
+
+    A file goes only if it lies where jitd puts such files, has such a name, is a regular file and,
+    for a record, begins like one. Links are neither followed nor removed; locks stay, because their
+    holders hold them. Raises CacheFolderError if the root is not marked as a cache.
+    """
+    open_root(store.root, create=False)
+    cleared: list[int] = []
+    for folder, pattern in ((TEMPORARIES, _TEMPORARY), (QUARANTINE, _QUARANTINED)):
+        cleared += _clear_folder(store, folder, pattern, None)
+    for kind in sorted(KINDS):
+        for op in store.names_in(kind, only_folders=True):
+            for shard in store.names_in(kind, op, only_folders=True):
+                if _SHARD.fullmatch(shard):
+                    cleared += _clear_folder(
+                        store, f"{kind}/{op}/{shard}", _DIGEST, _begins_like_record
+                    )
+    return Cleared(len(cleared), sum(cleared))
+
+
+def _listed(
+    store: Store, ops: Collection[str] | None, kinds: Collection[str] | None
+) -> Iterator[Header]:
+    for kind in sorted(KINDS if kinds is None else kinds):
+        for op in [None] if ops is None else sorted(ops):
+            yield from store.headers(kind, op)
+
+
+def _clear_folder(
+    store: Store,
+    folder: str,
+    pattern: re.Pattern[str],
+    accept: Callable[[os.stat_result, int], bool] | None,
+) -> list[int]:
+    """Remove the files that have such names, and the folder if that empties it: their sizes."""
+    sizes = [
+        store.remove_file(f"{folder}/{name}", accept)
+        for name in store.names_in(*folder.split("/"))
+        if pattern.fullmatch(name)
+    ]
+    files.remove_empty_folders(store.root, folder)
+    return [size for size in sizes if size is not None]
+
+
+def _begins_like_record(_status: os.stat_result, descriptor: int) -> bool:
+    return files.read_up_to(descriptor, len(MAGIC)) == MAGIC

@@ -1,0 +1,306 @@
+"""From a call of an op to a launch.
+
+A hit is one look-up in a table keyed by cheap facts of the arguments, then the launch. A miss
+decides who answers: a kernel from the cache, one built now, or the reference; every answer by the
+reference is counted with its cause.
+"""
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+
+from . import device as devices
+from . import record
+from .build import NotReady
+from .launch import Executable, Loaded
+from .op import Argument, Op
+from .runtime import current
+from .sign import Call
+from .tensors import PLAIN, empty, spec_of
+
+log = logging.getLogger("jitd")
+
+MAX_ENTRIES = 4096  # per op; past it the table starts anew, from the store
+
+# Causes that hold for as long as the facts do: the table remembers that the reference answers.
+_LASTING = {"cpu", "unsupported", "empty", "tune_failed", "compile_failed", "wrong"}
+
+_GUARD = """
+def guard({parameters}):
+    if is_compiling() or modes():
+        return torch_op({arguments})
+    try:
+        hit = table[{facts}]
+    except NOT_PLAIN:
+        return miss({arguments})
+    return hit({tensors})
+
+def facts_of({positional}):
+    return {facts}
+"""
+
+# What one tensor contributes to the key. Subclasses, other devices and misaligned pointers thus
+# have keys of their own, and so has a tensor without memory, which raises RuntimeError.
+_TENSOR_FACTS = (
+    "type({0}), {0}.dtype, {0}.shape, {0}.stride(), {0}.data_ptr() & 15, {0}.get_device()"
+)
+_STATE_FACTS = "autocast(), grad() and ({0})"
+
+
+class Dispatcher:
+    """One op's table, and what fills it."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.table: dict[Hashable, Callable[..., Any]] = {}
+        self.torch_op: Callable[..., Any] = lambda *args: None
+        self.facts_of: Callable[..., Hashable] = lambda *args: None
+        self._lock = threading.Lock()
+        self._logged: set[tuple[str, str]] = set()
+
+    def guard(self) -> Callable[..., Any]:
+        """The function that models call, generated for the op's own arguments.
+
+        Generated, as dataclasses generates `__init__`: a loop over the arguments would cost more
+        than the launch that it protects.
+        """
+        arguments = self.op.arguments
+        names = [a.name for a in arguments]
+        tensors = [a.name for a in arguments if a.kind == "tensor"]
+        facts = [_facts(a) for a in arguments]
+        facts.append(_STATE_FACTS.format(" or ".join(_needs_grad(a) for a in self.op.tensors)))
+        source = _GUARD.format(
+            parameters=_parameters(arguments),
+            positional=", ".join(names),
+            arguments=", ".join(names),
+            tensors=", ".join(tensors),
+            facts=f"({', '.join(facts)})",
+        )
+        namespace = {
+            "is_compiling": torch.compiler.is_compiling,
+            "autocast": torch._C._is_any_autocast_enabled,
+            "modes": torch._C._len_torch_dispatch_stack,
+            "grad": torch.is_grad_enabled,
+            "table": self.table,
+            "miss": self.miss,
+            "torch_op": lambda *args: self.torch_op(*args),
+            "NOT_PLAIN": (KeyError, AttributeError, RuntimeError, TypeError),
+        }
+        namespace |= {f"default_{a.name}": a.default for a in arguments}
+        exec(compile(source, f"<jitd guard of {self.op.name}>", "exec"), namespace)
+        self.facts_of = namespace["facts_of"]
+        guard: Callable[..., Any] = namespace["guard"]
+        return guard
+
+    def miss(self, *args: Any) -> Any:
+        """Answer a call that is not in the table, and put it there if it may be."""
+        op = self.op
+        tensors = [a for a, d in zip(args, op.arguments, strict=True) if d.kind == "tensor"]
+        self._refuse_other_types(args)
+        if not all(map(_is_plain, tensors)):
+            return self.torch_op(*args)  # a subclass has its own idea of this op
+        call = self.call(args)
+        op.check(call)
+        record.note(op.sign(call)) if record._recording else None
+        present = [t for t in tensors if t is not None]
+        if any(t.is_meta for t in present):
+            return _empty_outputs(op, call, "meta")
+        cause = self._unfit(call, present)
+        if cause is None:
+            try:
+                hit = self._prepared(call, present)
+            except NotReady as not_ready:
+                cause = not_ready.cause
+                self._log_once(call, not_ready)
+            else:
+                self._remember(args, hit)
+                return hit(*tensors)
+        return self._by_reference(args, cause)
+
+    # -- who answers --------------------------------------------------------------------------
+
+    def _unfit(self, call: Call, tensors: list[torch.Tensor]) -> str | None:
+        """Why no kernel can answer this call, or None."""
+        settings = current().settings
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return "grad"
+        kind = tensors[0].device.type
+        if torch.is_autocast_enabled(kind):
+            return "autocast"
+        if settings.mode == "off":
+            return "off"
+        if kind != "cuda" and not (kind == "cpu" and settings.interpret):
+            return "cpu" if kind == "cpu" else "unsupported"
+        if any(spec.numel == 0 for spec in self.op.outputs(call).values()):
+            return "empty"
+        if all(variant.applies(call) is not None for variant in self.op.variants):
+            return "unsupported"
+        return None
+
+    def _prepared(self, call: Call, tensors: list[torch.Tensor]) -> Callable[..., Any]:
+        runtime = current()
+        if tensors[0].device.type == "cpu":
+            from .interpret import Interpreted  # noqa: PLC0415  (imports Triton)
+
+            return Interpreted(self.op, call)
+        capturing = torch.cuda.is_current_stream_capturing()
+        builder = runtime.builder_at(tensors[0].get_device())
+        ready = builder.get_or_build(self.op, call, runtime.settings.mode, capturing=capturing)
+        loaded = [Loaded.load(artifact, builder.device) for artifact in ready.artifacts]
+        runtime.stats.count("loads", len(loaded))
+        return Executable(ready.plan, loaded, call.tensors, builder.device)
+
+    def _by_reference(self, args: tuple[Any, ...], cause: str) -> Any:
+        """The reference's answer, counted; for a lasting cause the table learns to ask it."""
+        if cause in _LASTING:
+            self._remember(args, _Reference(self.op, args, cause))
+        current().stats.count(f"reference:{cause}")
+        return _reference(self.op, args)
+
+    def _remember(self, args: tuple[Any, ...], hit: Callable[..., Any]) -> None:
+        if record._recording:
+            return
+        with self._lock:
+            if len(self.table) >= MAX_ENTRIES:
+                self.table.clear()
+            self.table[self.facts_of(*args)] = hit
+
+    def _log_once(self, call: Call, not_ready: NotReady) -> None:
+        signature = str(self.op.sign(call))
+        if (signature, not_ready.cause) not in self._logged:
+            self._logged.add((signature, not_ready.cause))
+            log.info("%s is answered by the reference: %s", signature, not_ready.detail)
+
+    # -- arguments ----------------------------------------------------------------------------
+
+    def _refuse_other_types(self, args: tuple[Any, ...]) -> None:
+        for argument, value in zip(self.op.arguments, args, strict=True):
+            if argument.kind != "tensor" or (value is None and argument.optional):
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f"{self.op.name}: {argument.name} is a {type(value).__name__}; allowed is a "
+                    f"Tensor{' or None' if argument.optional else ''}."
+                )
+
+    def call(self, args: tuple[Any, ...]) -> Call:
+        """The call with tensors replaced by specs. Raises ValueError for mixed devices."""
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if len({t.device for t in tensors}) > 1:
+            where = ", ".join(sorted({str(t.device) for t in tensors}))
+            raise ValueError(f"{self.op.name}: tensors are on {where}; allowed is one device.")
+        return Call(
+            {
+                argument.name: spec_of(value) if isinstance(value, torch.Tensor) else value
+                for argument, value in zip(self.op.arguments, args, strict=True)
+            }
+        )
+
+
+class _Reference:
+    """The reference in the place of a kernel, for facts that no kernel can answer."""
+
+    def __init__(self, op: Op, args: tuple[Any, ...], cause: str) -> None:
+        self.op, self.cause = op, f"reference:{cause}"
+        # Scalars are part of the facts; tensors are not held.
+        self.args = [None if isinstance(a, torch.Tensor) else a for a in args]
+        self.places = [i for i, a in enumerate(op.arguments) if a.kind == "tensor"]
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        args = list(self.args)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            args[place] = tensor
+        current().stats.count(self.cause)
+        return _reference(self.op, args)
+
+
+def register(op: Op) -> Callable[..., Any]:
+    """Make `op` callable: the guard for eager calls, an operator of torch for all others."""
+    from .torchlib import define  # noqa: PLC0415  (imports this module)
+
+    dispatcher = Dispatcher(op)
+    guard = dispatcher.guard()
+    dispatcher.torch_op = define(op, guard)
+    function = wraps(op.reference)(guard)
+    function.__wrapped__ = op.reference  # type: ignore[attr-defined]
+    function.op = op  # type: ignore[attr-defined]
+    _dispatchers[op.name] = dispatcher
+    return function
+
+
+_dispatchers: dict[str, Dispatcher] = {}
+
+
+def forget() -> None:
+    """Empty every table: the next call of each signature is looked up again."""
+    for dispatcher in _dispatchers.values():
+        dispatcher.table.clear()
+
+
+@contextmanager
+def fast_paths_closed() -> Iterator[None]:
+    """Send every call through `Dispatcher.miss` while open; the tables come back afterwards."""
+    saved = {name: dict(d.table) for name, d in _dispatchers.items()}
+    forget()
+    try:
+        yield
+    finally:
+        for name, table in saved.items():
+            _dispatchers[name].table.update(table)
+
+
+def fake(op: Op, *args: Any) -> Any:
+    """What the op returns for tensors without memory: shapes, dtypes and strides only.
+
+    By the op's own `fake` rule, which may keep sizes symbolic, else by `outputs`, which makes
+    torch.compile specialise on them.
+    """
+    if op.fake is not None:
+        return op.fake(*args)
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    return _empty_outputs(op, _dispatchers[op.name].call(args), tensors[0].device)
+
+
+def _reference(op: Op, args: Any) -> Any:
+    positional = [v for a, v in zip(op.arguments, args, strict=True) if not a.keyword_only]
+    keywords = {a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only}
+    return op.reference(*positional, **keywords)
+
+
+def _empty_outputs(op: Op, call: Call, device: torch.device | str) -> Any:
+    outputs = [empty(spec, device) for spec in op.outputs(call).values()]
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in PLAIN
+
+
+def _parameters(arguments: tuple[Argument, ...]) -> str:
+    words: list[str] = []
+    for argument in arguments:
+        if argument.keyword_only and "*" not in words:
+            words.append("*")
+        default = "" if argument.default is inspect.Parameter.empty else f"=default_{argument.name}"
+        words.append(argument.name + default)
+    return ", ".join(words)
+
+
+def _facts(argument: Argument) -> str:
+    if argument.kind != "tensor":
+        return argument.name
+    facts = _TENSOR_FACTS.format(argument.name)
+    return f"None if {argument.name} is None else ({facts})" if argument.optional else facts
+
+
+def _needs_grad(argument: Argument) -> str:
+    text = f"{argument.name}.requires_grad"
+    return f"({argument.name} is not None and {text})" if argument.optional else text
+
+

@@ -1,0 +1,263 @@
+"""Loading stored binaries and launching plans.
+
+Through cuda.bindings, NVIDIA's own binding of the driver: needs neither Triton nor a C compiler,
+and does not change with Triton's launcher. (`cuda.core`, built on top of it, is friendlier, and
+measured slower to import and to launch: `python -m jitd.tools.bench host`.)
+"""
+
+import ctypes
+import logging
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import device as devices
+from .declare import Device, Launch, Plan, Pointer
+from .errors import LaunchError
+from .sign import ITEM_BYTES, TensorSpec
+from .tensors import DTYPES
+
+log = logging.getLogger("jitd.launch")
+
+_STATIC_SHARED_BYTES = 48 << 10  # above it a kernel must be allowed more, once per device
+_ALIGNMENT = 256  # of each workspace within the buffer of a call
+
+# PTX type of a parameter -> struct format. A float given for an .f32 must be packed as one: the
+# bytes of a Python float, a double, would be read as garbage without any error.
+_FORMATS = {
+    "f32": "<f", "f64": "<d",
+    "s8": "<b", "u8": "<B", "b8": "<B", "s16": "<h", "u16": "<H", "b16": "<H",
+    "s32": "<i", "u32": "<i", "b32": "<i", "s64": "<q", "u64": "<q", "b64": "<q",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A binary in the memory of one device, ready to launch."""
+
+    function: int
+    params: tuple[tuple[str, str], ...]  # (name, PTX type) of what the binary takes, in order
+    scratch_pointers: int
+    shared_bytes: int
+    registers: int
+    local_bytes: int  # per thread, spills included
+
+    @classmethod
+    def load(cls, artifact: Mapping[str, Any], device: Device) -> "Loaded":
+        """Load the cubin of an artifact's body onto `device`. Raises LaunchError.
+
+        Allowed while a CUDA graph is being captured (loading is no work on a stream).
+        """
+        cuda = devices.driver()
+        attribute = cuda.CUfunction_attribute
+        with torch.cuda.device(device.index), _Relaxed(cuda):
+            module = devices.check(cuda.cuModuleLoadData(artifact["cubin"]))
+            function = devices.check(
+                cuda.cuModuleGetFunction(module, artifact["symbol"].encode())
+            )
+            if artifact["shared"] > _STATIC_SHARED_BYTES:
+                wanted = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                devices.check(cuda.cuFuncSetAttribute(function, wanted, artifact["shared"]))
+
+            def ask(name: str) -> int:
+                value = getattr(attribute, f"CU_FUNC_ATTRIBUTE_{name}")
+                return int(devices.check(cuda.cuFuncGetAttribute(value, function)))
+
+            return cls(
+                function=int(function),
+                params=tuple((n, t) for n, t in artifact["params"]),
+                scratch_pointers=artifact["scratch_pointers"],
+                shared_bytes=artifact["shared"],
+                registers=ask("NUM_REGS"),
+                local_bytes=ask("LOCAL_SIZE_BYTES"),
+            )
+
+
+class _Relaxed:
+    """While open, this thread may call what a capture elsewhere in the process would forbid."""
+
+    def __init__(self, cuda: Any) -> None:
+        self.cuda = cuda
+
+    def __enter__(self) -> None:
+        relaxed = self.cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self.before = devices.check(self.cuda.cuThreadExchangeStreamCaptureMode(relaxed))
+
+    def __exit__(self, *exc: object) -> None:
+        devices.check(self.cuda.cuThreadExchangeStreamCaptureMode(self.before))
+
+
+class Executable:
+    """One call, ready to be repeated: `executable(x, weight, ...) -> output(s)`.
+
+    It holds shapes, strides, scalars and functions, but no tensor of a call. Arguments are the
+    op's tensor arguments in order, which must have the facts (dtype, shape, strides, alignment,
+    device) that it was made for; the in-process table guarantees that.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        loaded: Sequence[Loaded],
+        inputs: Mapping[str, TensorSpec],
+        device: Device,
+    ) -> None:
+        self.device = device
+        self._torch_device = torch.device("cuda", device.index)
+        self._outputs = [
+            (s.shape, s.strides, DTYPES[s.dtype]) for s in plan.outputs.values()
+        ]
+        self._contiguous = [i for i, name in enumerate(inputs) if name in plan.contiguous]
+        scratch = {n: w for n, w in plan.workspaces.items() if not w.zeroed}
+        self._zeroed = [(w.numel, DTYPES[w.dtype]) for w in plan.workspaces.values() if w.zeroed]
+        self._zeroed_by_stream: dict[int, list[torch.Tensor]] = {}
+        offsets, self._scratch_bytes = {}, 0
+        for name, workspace in scratch.items():
+            offsets[name] = self._scratch_bytes
+            size = workspace.numel * ITEM_BYTES[workspace.dtype]
+            self._scratch_bytes += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+        # Where each pointer comes from: an index into inputs + outputs + zeroed + [scratch].
+        names = [*inputs, *plan.outputs, *(n for n, w in plan.workspaces.items() if w.zeroed)]
+        places = {name: (index, 0) for index, name in enumerate(names)}
+        places |= {name: (len(names), offset) for name, offset in offsets.items()}
+        self._steps = [
+            _Step(launch, binary, places)
+            for launch, binary in zip(plan.launches, loaded, strict=True)
+        ]
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        outputs = [
+            torch.empty_strided(shape, strides, dtype=dtype, device=self._torch_device)
+            for shape, strides, dtype in self._outputs
+        ]
+        self.into(tensors, outputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def into(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """Compute into given outputs, on the current stream of the executable's device."""
+        index = self.device.index
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                return self.into(inputs, outputs)
+        if self._contiguous:
+            inputs = [
+                t.contiguous() if i in self._contiguous else t for i, t in enumerate(inputs)
+            ]
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        addresses = [t.data_ptr() for t in inputs]
+        addresses += [t.data_ptr() for t in outputs]
+        if self._zeroed:
+            addresses += [t.data_ptr() for t in self._barriers(stream)]
+        if self._scratch_bytes:
+            scratch = torch.empty(
+                self._scratch_bytes, dtype=torch.uint8, device=self._torch_device
+            )
+            addresses.append(scratch.data_ptr())
+        for step in self._steps:
+            step.launch(stream, addresses)
+        return None
+
+    def _barriers(self, stream: int) -> list[torch.Tensor]:
+        """Zeroed workspaces: one set per stream, whose launches follow one another.
+
+        A graph being captured gets a set of its own, zeroed by the graph at each replay: it may be
+        replayed on any stream, beside launches of this one.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            return self._new_barriers()
+        try:
+            return self._zeroed_by_stream[stream]
+        except KeyError:
+            return self._zeroed_by_stream.setdefault(stream, self._new_barriers())
+
+    def _new_barriers(self) -> list[torch.Tensor]:
+        return [torch.zeros(n, dtype=d, device=self._torch_device) for n, d in self._zeroed]
+
+
+class _Step:
+    """One prepared launch. Only the addresses and the stream change between calls."""
+
+    def __init__(
+        self, launch: Launch, binary: Loaded, places: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self._binary, self._launch = binary, launch
+        self._name = str(launch.kernel)
+        self._pointers: list[tuple[int, int, int]] = []  # slot, index of the address, offset
+        self._scalars: list[tuple[int, bytes]] = []
+        for slot, (name, ptx_type) in enumerate(binary.params):
+            value = launch.args[name]
+            if isinstance(value, Pointer):
+                self._pointers.append((slot, *places[value.name]))
+            else:
+                self._scalars.append((slot, _packed(ptx_type, value, name)))
+        self._slots = len(binary.params) + binary.scratch_pointers
+        cuda = devices.driver()
+        self._cuda_launch = cuda.cuLaunchKernelEx
+        self._free: list[_Arguments] = [self._new_arguments(cuda)]
+
+    def launch(self, stream: int, addresses: Sequence[int]) -> None:
+        # Each launch in flight needs argument memory of its own (the driver copies it, but other
+        # threads may run before it does); list.pop and append are atomic.
+        try:
+            arguments = self._free.pop()
+        except IndexError:
+            arguments = self._new_arguments(devices.driver())
+        slots = arguments.slots
+        for slot, index, offset in self._pointers:
+            slots[slot] = addresses[index] + offset
+        if arguments.stream != stream:
+            arguments.config.hStream = stream
+            arguments.stream = stream
+        (status,) = self._cuda_launch(
+            arguments.config, self._binary.function, arguments.address, 0
+        )
+        self._free.append(arguments)
+        if status:
+            raise LaunchError(f"{self._name}: the CUDA driver answered {status.name}.")
+
+    def _new_arguments(self, cuda: Any) -> "_Arguments":
+        config = cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self._launch.grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = 32 * self._launch.num_warps, 1, 1
+        config.sharedMemBytes = self._binary.shared_bytes
+        attributes = []
+        kinds = cuda.CUlaunchAttributeID
+        if self._launch.cooperative:
+            attribute = cuda.CUlaunchAttribute()
+            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attribute.value.cooperative = 1
+            attributes.append(attribute)
+        if self._launch.dependent:
+            attribute = cuda.CUlaunchAttribute()
+            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            attributes.append(attribute)
+        config.attrs = attributes
+        config.numAttrs = len(attributes)
+        slots = (ctypes.c_uint64 * self._slots)()
+        for slot, packed in self._scalars:
+            ctypes.memmove(ctypes.addressof(slots) + 8 * slot, packed, len(packed))
+        pointers = (ctypes.c_void_p * self._slots)(
+            *(ctypes.addressof(slots) + 8 * i for i in range(self._slots))
+        )
+        return _Arguments(config, slots, pointers, ctypes.addressof(pointers))
+
+
+@dataclass
+class _Arguments:
+    config: Any
+    slots: Any
+    pointers: Any  # what `address` points to: kept alive
+    address: int
+    stream: int = -1
+
+
+def _packed(ptx_type: str, value: Any, name: str) -> bytes:
+    try:
+        return struct.pack(_FORMATS[ptx_type], value)
+    except KeyError:
+        raise LaunchError(f"{name}: jitd cannot pass a .{ptx_type} parameter.") from None

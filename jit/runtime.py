@@ -1,0 +1,108 @@
+"""What one process has of jitd: settings, the open cache, a builder per device."""
+
+import os
+import threading
+from pathlib import Path
+
+from ..cache.locks import KeyLocks
+from ..cache.paths import default_root, open_root
+from ..cache.store import Store
+from . import device as devices
+from .build import Builder
+from .compile import CompilePool, shared_pool
+from .declare import Device
+from .settings import Settings
+from .stats import STATS, Stats
+from .toolchain import toolchain
+
+
+class Runtime:
+    """Settings and everything opened under them, each at its first use."""
+
+    def __init__(self, settings: Settings, stats: Stats = STATS) -> None:
+        self.settings = settings
+        self.stats = stats
+        self._builders: dict[str, Builder] = {}
+        self._store: Store | None = None
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<Runtime: mode {self.settings.mode}, cache {self.cache_dir}>"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.settings.cache_dir or default_root()
+
+    @property
+    def store(self) -> Store:
+        """The cache, opened. Raises CacheFolderError if it must not be used."""
+        with self._lock:
+            if self._store is None:
+                self._store = Store(open_root(self.cache_dir))
+            return self._store
+
+    def builder(self, device: Device) -> Builder:
+        """The builder for a device (or for a stand-in to compile for)."""
+        with self._lock:
+            name = device.uuid or device.target
+            if name not in self._builders:
+                store = self.store
+                self._builders[name] = Builder(
+                    store, KeyLocks(store.root), self.pool, device, toolchain(), self.stats
+                )
+            return self._builders[name]
+
+    def builder_at(self, index: int) -> Builder:
+        """The builder for the card with a CUDA index."""
+        return self.builder(devices.devices()[index])
+
+    def pool(self) -> CompilePool:
+        return shared_pool(self.settings.jobs, self.settings.compile_timeout_s)
+
+
+_current: Runtime | None = None
+_lock = threading.Lock()
+
+
+def current() -> Runtime:
+    """The process's runtime; read from the environment at the first use."""
+    global _current  # noqa: PLW0603  (one per process is the point)
+    if _current is None:
+        with _lock:
+            if _current is None:
+                _current = Runtime(Settings.read())
+    return _current
+
+
+def configure(**settings: object) -> Runtime:
+    """Replace the process's settings: `configure(mode="strict", cache_dir=...)`.
+
+    What is not named keeps its value. Kernels in use stay loaded but are looked up again.
+    Raises SettingError for a value that a setting cannot have.
+    """
+    global _current  # noqa: PLW0603
+    with _lock:
+        before = _current.settings if _current else Settings.read()
+        _current = Runtime(before.replace(**settings))
+    _forget_tables()
+    return _current
+
+
+def _forget_tables() -> None:
+    import sys  # noqa: PLC0415
+
+    dispatch = sys.modules.get(f"{__package__}.dispatch")
+    if dispatch is not None:  # no op has been declared otherwise, and torch is not wanted here
+        dispatch.forget()
+
+
+def _after_fork() -> None:
+    """A child has no CUDA context, no workers and no locks of its parent's; it begins anew."""
+    global _current, _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    if _current is not None:
+        _current = Runtime(_current.settings, _current.stats)
+        _forget_tables()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,99 @@
+"""Every setting of jitd, read in one place: argument > JITD_* environment variable > default."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import JitdError
+
+Mode = Literal["tune", "background", "replay", "strict", "off"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+class SettingError(JitdError, ValueError):
+    """A setting has a value that it cannot have."""
+
+
+def _setting(variable: str, default: Any, parse: Callable[[str], Any], meaning: str) -> Any:
+    return field(
+        default=default, metadata={"variable": variable, "parse": parse, "meaning": meaning}
+    )
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("allowed are 1 and 0")
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise ValueError(f"allowed are {', '.join(MODES)}")
+    return text
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError("allowed are whole numbers from 1")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one process. `Settings.read()` fills what is not given from JITD_*."""
+
+    cache_dir: Path | None = _setting(
+        "JITD_CACHE_DIR", None, Path, "cache folder; default: the user's cache folder / jitd"
+    )
+    mode: Mode = _setting(
+        "JITD_MODE", "tune", _mode, f"what a miss does: {', '.join(MODES)}"
+    )
+    interpret: bool = _setting(
+        "JITD_INTERPRET", False, _switch, "run kernels in Triton's interpreter on CPU tensors"
+    )
+    jobs: int = _setting(
+        "JITD_JOBS", os.cpu_count() or 1, _positive, "compile workers; default: all cores"
+    )
+    compile_timeout_s: int = _setting(
+        "JITD_COMPILE_TIMEOUT_S", 300, _positive, "seconds after which one compile is given up"
+    )
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
+        """Settings from arguments, then the environment. Raises SettingError."""
+        values = {k: v for k, v in given.items() if v is not None}
+        for item in fields(cls):
+            text = environ.get(item.metadata["variable"])
+            if item.name in values or text is None:
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](text)
+            except ValueError as error:
+                raise SettingError(f"{item.metadata['variable']}={text!r}: {error}.") from error
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> "Settings":
+        """A copy with changes. Raises SettingError for an unknown name or a wrong value."""
+        known = {item.name: item.metadata for item in fields(self)}
+        for name, value in changes.items():
+            if name not in known:
+                raise SettingError(f"no setting {name!r}; there are {', '.join(known)}.")
+            try:
+                if value is not None and not isinstance(value, bool):
+                    changes[name] = known[name]["parse"](str(value))
+            except ValueError as error:
+                raise SettingError(f"{name}={value!r}: {error}.") from error
+        return replace(self, **changes)
+
+
+def table(environ: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str, str, str]]:
+    """(variable, value, origin, meaning) of every setting, for `jitctl env`."""
+    settings = Settings.read(environ)
+    for item in fields(Settings):
+        variable = item.metadata["variable"]
+        origin = "environment" if variable in environ else "default"
+        yield variable, str(getattr(settings, item.name)), origin, item.metadata["meaning"]

@@ -1,0 +1,242 @@
+"""Digests of source code from its syntax tree: no import of the code, none of Triton.
+
+A digest covers a function and what it reaches: other functions and constants of its module, and
+through imports those of other modules. Comments, docstrings and line numbers do not count, so
+that documenting a kernel compiles nothing anew.
+"""
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from .errors import DeclarationError
+
+# Not followed: covered by the toolchain's identity, or part of jitd's own machinery, whose
+# meaning is versioned by the key schema rather than by its text.
+_FOREIGN = {*sys.stdlib_module_names, "triton", "torch", "numpy", "cuda"}
+_MACHINERY = ("jitd.jit", "jitd.cache", "jitd.autotune", "jitd.tools")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel, as its `def` and its `@triton.jit(...)` declare it."""
+
+    name: str
+    constexpr: bool
+    annotation: str | None  # a fixed type ("i64", "fp64"), if any
+    specialize: bool  # integers: class ==1 / %16 / other goes into the binary key
+    align: bool  # pointers and integers: divisibility by 16 goes into the binary key
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """What the syntax tree of a function says: digest (hex) and, in order, its parameters."""
+
+    digest: str
+    parameters: tuple[Parameter, ...]
+
+
+def function_source(module: str, name: str) -> FunctionSource:
+    """The digest and the parameters of `module.name`, read from its file.
+
+    Remembered for as long as the files it reaches keep path, size and mtime.
+    Raises DeclarationError if the module or the function cannot be found.
+    """
+    known = _remembered.get((module, name))
+    if known and all(_stamp(path) == stamp for path, stamp in known[1]):
+        return known[0]
+    reached: dict[tuple[str, str], str] = {}
+    files: dict[Path, tuple[int, int]] = {}
+    _reach(module, name, reached, files)
+    digest = hashlib.blake2b(digest_size=20)
+    for (_, owner), text in sorted(reached.items(), key=lambda item: (item[0][1], item[1])):
+        digest.update(f"{owner}\0{text}\0".encode())
+    path = _locate(module)
+    node = _parse(module, path, files[path]).definitions[name]
+    if not isinstance(node, ast.FunctionDef):
+        raise DeclarationError(f"{module}.{name} is not a function defined with `def`.")
+    source = FunctionSource(digest.hexdigest(), tuple(_parameters(node, module)))
+    _remembered[module, name] = source, tuple(files.items())
+    return source
+
+
+_remembered: dict[
+    tuple[str, str], tuple[FunctionSource, tuple[tuple[Path, tuple[int, int]], ...]]
+] = {}
+
+
+@dataclass(frozen=True)
+class _Module:
+    definitions: dict[str, ast.stmt]
+    imports: dict[str, tuple[str, str | None]]  # local name -> (module, attribute or None)
+
+
+def _reach(
+    module: str,
+    name: str,
+    reached: dict[tuple[str, str], str],
+    files: dict[Path, tuple[int, int]],
+) -> None:
+    """Collect the text of `module.name` and, through the names it uses, of what it reaches."""
+    path = _locate(module)
+    stamp = files[path] = _stamp(path)
+    parsed = _parse(module, path, stamp)
+    node = parsed.definitions.get(name)
+    if node is None:
+        if name in parsed.imports:  # re-exported from elsewhere
+            _follow(*parsed.imports[name], reached, files)
+            return
+        raise DeclarationError(f"{module} defines no {name!r} (looked in {path}).")
+    if (module, name) in reached:
+        return
+    stripped = _without_docstring(node)
+    reached[module, name] = ast.unparse(stripped)
+    for used in _names(stripped):
+        if used in parsed.definitions:
+            _reach(module, used, reached, files)
+        elif used in parsed.imports:
+            owner, attribute = parsed.imports[used]
+            if attribute is not None:
+                _follow(owner, attribute, reached, files)
+            else:  # `import x as y` / `from . import y`: every attribute used on it
+                for attr in _attributes(stripped, used):
+                    _follow(owner, attr, reached, files)
+
+
+def _follow(
+    module: str,
+    attribute: str | None,
+    reached: dict[tuple[str, str], str],
+    files: dict[Path, tuple[int, int]],
+) -> None:
+    foreign = module.partition(".")[0] in _FOREIGN or module.startswith(_MACHINERY)
+    if foreign or attribute is None:
+        reached[module, attribute or ""] = f"import {module}.{attribute}"
+    else:
+        _reach(module, attribute, reached, files)
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    seen = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    yield from sorted(seen)
+
+
+def _attributes(node: ast.AST, base: str) -> list[str]:
+    return sorted(
+        {
+            n.attr
+            for n in ast.walk(node)
+            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == base
+        }
+    )
+
+
+def _without_docstring(node: ast.stmt) -> ast.stmt:
+    if isinstance(node, ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+        node = copy.copy(node)
+        node.body = node.body[1:] or [ast.Pass()]
+    return node
+
+
+@lru_cache(maxsize=None)
+def _locate(module: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError as error:
+        raise DeclarationError(f"no module {module!r} to read source from: {error}.") from error
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise DeclarationError(f"module {module!r} has no Python source file to read.")
+    return Path(spec.origin)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _parse(module: str, path: Path, stamp: tuple[int, int]) -> _Module:
+    """The module-level definitions and imports of a file (`stamp` makes an edit a new entry)."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    definitions: dict[str, ast.stmt] = {}
+    imports: dict[str, tuple[str, str | None]] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in (n for target in targets for n in ast.walk(target)):
+                if isinstance(name, ast.Name):
+                    definitions[name.id] = node
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                bound = alias.asname or alias.name.partition(".")[0]
+                imports[bound] = (alias.name if alias.asname else bound, None)
+        elif isinstance(node, ast.ImportFrom):
+            owner = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                bound = alias.asname or alias.name
+                if _is_module(f"{owner}.{alias.name}"):
+                    imports[bound] = (f"{owner}.{alias.name}", None)
+                else:
+                    imports[bound] = (owner, alias.name)
+    return _Module(definitions, imports)
+
+
+def _is_module(name: str) -> bool:
+    if name.partition(".")[0] in _FOREIGN or name.startswith(_MACHINERY):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def _parameters(node: ast.FunctionDef, module: str) -> Iterator[Parameter]:
+    plain, unaligned = _unspecialised(node, module)
+    for index, arg in enumerate([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]):
+        annotation = ast.unparse(arg.annotation) if arg.annotation else None
+        yield Parameter(
+            name=arg.arg,
+            constexpr=bool(annotation and annotation.rpartition(".")[2] == "constexpr"),
+            annotation=_fixed_type(annotation),
+            specialize=arg.arg not in plain and index not in plain,
+            align=not {arg.arg, index} & (plain | unaligned),
+        )
+
+
+def _fixed_type(annotation: str | None) -> str | None:
+    """`tl.int64` -> "i64": the annotations by which Triton fixes an argument's type."""
+    if annotation is None:
+        return None
+    word = annotation.strip("'\"").rpartition(".")[2]
+    named = {"int1": "i1", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+    named |= {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
+    named |= {f"uint{n}": f"u{n}" for n in (8, 16, 32, 64)} | {"float64": "fp64"}
+    return named.get(word, word if word in named.values() else None)
+
+
+def _unspecialised(
+    node: ast.FunctionDef, module: str
+) -> tuple[set[str | int], set[str | int]]:
+    """The names or indices in do_not_specialize and in do_not_specialize_on_alignment."""
+    found: dict[str, set[str | int]] = {}
+    for decorator in node.decorator_list:
+        if not isinstance(decorator, ast.Call):
+            continue
+        for keyword in decorator.keywords:
+            if keyword.arg in ("do_not_specialize", "do_not_specialize_on_alignment"):
+                try:
+                    found[keyword.arg] = set(ast.literal_eval(keyword.value))
+                except ValueError:
+                    raise DeclarationError(
+                        f"{module}.{node.name}: {keyword.arg} must be a literal list, since jitd "
+                        "reads it without importing the module."
+                    ) from None
+    return found.get("do_not_specialize", set()), found.get("do_not_specialize_on_alignment", set())

@@ -1,0 +1,58 @@
+"""Ops as operators of torch: one opaque node for torch.compile, eager's gradients for training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .op import Op
+
+NAMESPACE = "jitd"
+_library: torch.library.Library | None = None
+
+
+def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `torch.ops.jitd.<name>` and return it.
+
+    Below autograd it is `function`, which is a kernel where there is one; at autograd, with an
+    input that requires a gradient, the differentiable reference; under autocast the reference,
+    with autocast's own casts; for fake tensors the op's shape rule.
+    """
+    global _library  # noqa: PLW0603  (a namespace can be defined once per process)
+    if _library is None:
+        _library = torch.library.Library(NAMESPACE, "DEF")
+    _library.define(op.name + op.schema)
+    operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+
+    def with_gradients(*args: Any, **kwargs: Any) -> Any:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return op.reference(*args, **kwargs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args, **kwargs)
+
+    def shapes(*args: Any, **kwargs: Any) -> Any:
+        from .dispatch import fake  # noqa: PLC0415  (imports this module)
+
+        return fake(op, *_positional(op, args, kwargs))
+
+    for key in ("CPU", "CUDA"):
+        _library.impl(op.name, function, key)
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        _library.impl(op.name, op.reference, key)
+    _library.impl(op.name, with_gradients, "Autograd")
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", shapes, lib=_library)
+
+    def call(*args: Any) -> Any:
+        keywords = {
+            a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only
+        }
+        return operator(*args[: len(args) - len(keywords)], **keywords)
+
+    return call
+
+
+def _positional(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """All arguments in the op's order, defaults filled in."""
+    values = dict(zip((a.name for a in op.arguments), args, strict=False)) | kwargs
+    return [values.get(a.name, a.default) for a in op.arguments]

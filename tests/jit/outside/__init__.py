@@ -1,0 +1,1 @@
+"""A package that is not part of jitd and declares an op of its own."""
