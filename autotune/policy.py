@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 VERSION = 1
 """Raised when the same numbers come to mean another measurement."""
 
+Identity = tuple[int | tuple[str, float | bool | tuple[int, ...]], ...]
+"""The version, then a name and a number each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -25,7 +28,7 @@ class Policy:
     input_sets       input sets that a timed run rotates over
     """
 
-    clock_warmup_ms: float = 200
+    clock_warmup_ms: float = 200.0
     rungs: tuple[int, ...] = (5, 15, 40)
     keep_within: float = 1.3
     finalists: int = 4
@@ -53,6 +56,6 @@ class Policy:
                 "band must stay, so 0 <= tie <= hysteresis"
             )
 
-    def identity(self) -> tuple[object, ...]:
+    def identity(self) -> Identity:
         """What a key has to hold of this policy: the version, then every number by its name."""
         return (VERSION, *((field.name, getattr(self, field.name)) for field in fields(self)))

@@ -57,7 +57,8 @@ class CudaTimer:
     and the write-back of what it wrote, which its successor would pay.
 
     Runs compared with each other in one call are all timed by the same method: by graphs if each
-    can be captured and one of them is short. The two methods differ by a microsecond or two.
+    can be captured and one of them is short, as events read it. The two methods differ by a
+    microsecond or two.
     """
 
     def __init__(self, device: torch.device | str | int, policy: Policy) -> None:

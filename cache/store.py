@@ -86,6 +86,10 @@ class Store:
         """Whether a record with an intact header is filed under `key`; its body is not read."""
         return self._read_header(key.path, key) is not None
 
+    def is_intact(self, relative: str) -> bool:
+        """Whether the record at a path (`Key.path`) has an intact header that names this path."""
+        return self._read_header(relative) is not None
+
     def put(
         self,
         key: Key,

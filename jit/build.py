@@ -7,8 +7,8 @@ need a GPU, are in `tune` and imported when first needed.
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +72,7 @@ class Builder:
     policy: Policy = Policy()
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
     _unsaved: dict[str, Body] = field(default_factory=dict)
+    _compilations: dict[str, Future[dict[str, Any]]] = field(default_factory=dict)
 
     # -- the page -----------------------------------------------------------------------------
 
@@ -225,29 +226,40 @@ class Builder:
             body = self._get(binary.key)
             if body is None:
                 try:
-                    answer = self.pool().submit(binary).result()
+                    answer = self._submitted(binary).result()
                 except CompileError as error:
                     raise NotReady("compile_failed", str(error)) from error
-                self.stats.count("compiles")
                 body = self._put_artifact(binary, answer)
             return body
 
-    def compile_only(self, op: Op, call: Call, configs: Sequence[Config]) -> list[Binary]:
-        """Compile configs for a target that need not be here; nothing is checked or tuned.
+    def compile_all(
+        self, binaries: Iterable[Binary], on_done: Callable[[Binary, str | None], None]
+    ) -> None:
+        """Compile and store what is missing, on all workers; nothing is checked or tuned.
 
-        Returns the binaries, all of them stored. Raises NotReady("compile_failed").
+        `on_done(binary, error)` is called for each one as it is ready, stored ones first.
         """
-        binaries = [b for c in configs for b in self.binaries(c.plan(call, self.device), call)]
-        missing = {b.key.digest: b for b in binaries if not self.store.has(b.key)}
-        running = [(b, self.pool().submit(b)) for b in missing.values()]
-        for binary, future in running:
-            try:
-                answer = future.result()
-            except CompileError as error:
-                raise NotReady("compile_failed", str(error)) from error
-            self.stats.count("compiles")
-            self._put_artifact(binary, answer)
-        return binaries
+        missing: list[Binary] = []
+        for binary in {b.key.digest: b for b in binaries}.values():
+            if self.store.has(binary.key):
+                on_done(binary, None)
+            else:
+                missing.append(binary)
+        running = {self._submitted(binary): binary for binary in missing}
+        for future in as_completed(running):
+            binary, error = running[future], future.exception()
+            if error is None:
+                self._put_artifact(binary, future.result())
+            elif not isinstance(error, CompileError):
+                raise error
+            on_done(binary, str(error) if error else None)
+
+    def prefetch(self, op: Op, call: Call) -> None:
+        """Start compiling the candidates of a tune that is to come."""
+        if self.winner(op, call) is None:
+            bucket = op.bucket(call)
+            for config in op.configs(bucket, self.device)[0]:
+                self._compiling(config, bucket)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -304,8 +316,12 @@ class Builder:
         return pairs
 
     def _submitted(self, binary: Binary) -> Future[dict[str, Any]]:
-        self.stats.count("compiles")
-        return self.pool().submit(binary)
+        """The compilation of a binary, under way or finished, in this process once."""
+        digest = binary.key.digest
+        if digest not in self._compilations or self._compilations[digest].cancelled():
+            self.stats.count("compiles")
+            self._compilations[digest] = self.pool().submit(binary)
+        return self._compilations[digest]
 
     def _keep(
         self, op: Op, config: Config, built: Sequence[tuple[Binary, Body]], check: Body

@@ -130,10 +130,9 @@ def reads_another_eps(x, weight, eps):
 
 def sums_in_low_precision(x, weight, eps):
     """The running sum is kept in the dtype of the input."""
-    squares = x.float().square().to(x.dtype).unflatten(-1, (-1, 64)).sum(-1).to(x.dtype)
-    total = torch.zeros_like(squares[..., 0])
-    for part in squares.unbind(-1):
-        total = total + part
+    total = torch.zeros_like(x[..., 0])
+    for column in x.unbind(-1):
+        total = total + column * column
     rstd = torch.rsqrt(total[..., None].float() / x.shape[-1] + eps)
     return (x.float() * rstd * weight.float()).to(x.dtype)
 
@@ -381,7 +380,7 @@ def test_memory_formats_are_compared_element_by_element():
 
 
 def test_without_a_truth_the_reference_in_float32_serves():
-    """For tensors too large for float64; right and wrong are told apart, and the verdict says it."""
+    """For tensors too large for float64: right and wrong are told apart, the verdict says how."""
 
     def hold(formula):
         make = inputs_in(torch.bfloat16)
