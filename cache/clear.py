@@ -63,23 +63,24 @@ def clear(store: Store, selection: Iterable[Header]) -> Cleared:
     return Cleared(len(cleared), sum(cleared))
 
 
-def clear_all(store: Store) -> Cleared:
+def clear_all(store: Store, *, dry_run: bool = False) -> Cleared:
     """Remove every record, readable or not, and all that is in `tmp/` and `quarantine/`.
 
     A file goes only if it lies where jitd puts such files, has such a name, is a regular file and,
     for a record, begins like one. Links are neither followed nor removed; locks stay, because their
-    holders hold them. Raises CacheFolderError if the root is not marked as a cache.
+    holders hold them. `dry_run` removes nothing and gives what would be removed. Raises
+    CacheFolderError if the root is not marked as a cache.
     """
     open_root(store.root, create=False)
     cleared: list[int] = []
     for folder, pattern in ((TEMPORARIES, _TEMPORARY), (QUARANTINE, _QUARANTINED)):
-        cleared += _clear_folder(store, folder, pattern, None)
+        cleared += _clear_folder(store, folder, pattern, None, dry_run)
     for kind in sorted(KINDS):
         for op in store.names_in(kind, only_folders=True):
             for shard in store.names_in(kind, op, only_folders=True):
                 if _SHARD.fullmatch(shard):
                     cleared += _clear_folder(
-                        store, f"{kind}/{op}/{shard}", _DIGEST, _begins_like_record
+                        store, f"{kind}/{op}/{shard}", _DIGEST, _begins_like_record, dry_run
                     )
     return Cleared(len(cleared), sum(cleared))
 
@@ -97,13 +98,23 @@ def _clear_folder(
     folder: str,
     pattern: re.Pattern[str],
     accept: Callable[[os.stat_result, int], bool] | None,
+    dry_run: bool,
 ) -> list[int]:
     """Remove the files that have such names, and the folder if that empties it: their sizes."""
+    spared: list[int] = []
+
+    def spare(status: os.stat_result, descriptor: int) -> bool:
+        if accept is None or accept(status, descriptor):
+            spared.append(status.st_size)
+        return False
+
     sizes = [
-        store.remove_file(f"{folder}/{name}", accept)
+        store.remove_file(f"{folder}/{name}", spare if dry_run else accept)
         for name in store.names_in(*folder.split("/"))
         if pattern.fullmatch(name)
     ]
+    if dry_run:
+        return spared
     files.remove_empty_folders(store.root, folder)
     return [size for size in sizes if size is not None]
 

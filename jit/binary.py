@@ -1,7 +1,7 @@
 """The binary key: what one compiled binary depends on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..cache.keys import Key
@@ -19,7 +19,8 @@ Class = tuple[Any, ...]
 class Binary:
     """One binary to be had: everything that decides its bytes.
 
-    `classes` gives each parameter's argument class, `options` what Triton's compiler takes.
+    `classes` gives each parameter's argument class, `options` what Triton's compiler takes. `op`
+    is the op that asks for it, for listing and clearing: it decides nothing.
     """
 
     module: str
@@ -29,6 +30,7 @@ class Binary:
     options: tuple[tuple[str, Scalar], ...]
     target: str
     toolchain: str
+    op: str = field(default="", compare=False)
 
     @property
     def key(self) -> Key:
@@ -58,7 +60,11 @@ class Binary:
 
 
 def binary_of(
-    launch: Launch, tensors: Mapping[str, TensorSpec], target: str, toolchain: str
+    launch: Launch,
+    tensors: Mapping[str, TensorSpec],
+    target: str,
+    toolchain: str,
+    op: str = "",
 ) -> Binary:
     """The binary that `launch` needs when its pointers stand for `tensors`."""
     check_launch(launch)
@@ -71,6 +77,8 @@ def binary_of(
         "num_stages": launch.num_stages,
         "enable_fp_fusion": launch.fp_fusion,
     }
+    if launch.max_registers is not None:
+        options["maxnreg"] = launch.max_registers
     return Binary(
         module=launch.kernel.module,
         kernel=launch.kernel.name,
@@ -79,6 +87,7 @@ def binary_of(
         options=tuple(sorted(options.items())),
         target=target,
         toolchain=toolchain,
+        op=op,
     )
 
 

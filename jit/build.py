@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from .errors import ColdKernelError, CompileError, JitdError
 from .keys import check_key, failure_key, tuning_key
 from .op import Op
 from .settings import Mode
-from .sign import Call, Signature
+from .sign import Call
 from .stats import Stats
 
 log = logging.getLogger("jitd")
@@ -69,7 +69,7 @@ class Builder:
     device: Device
     toolchain: str
     stats: Stats
-    policy: Policy = Policy()
+    policy: Policy = Policy()  # noqa: RUF009  (frozen)
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
     _unsaved: dict[str, Body] = field(default_factory=dict)
     _compilations: dict[str, Future[dict[str, Any]]] = field(default_factory=dict)
@@ -87,7 +87,9 @@ class Builder:
         if mode == "strict":
             signature = op.sign(call)
             raise ColdKernelError(
-                str(signature), self.explain(op, call), f"jitctl warmup --signature '{signature}'"
+                str(signature),
+                self.explain(op, call),
+                f"jitctl warmup{_import_of(op)} --signature '{signature}'",
             )
         if capturing:
             raise NotReady("capturing", "a CUDA graph is being captured: nothing may be built now")
@@ -110,7 +112,7 @@ class Builder:
     def ensure(self, op: Op, call: Call, config: Config) -> Ready:
         """Compile what `config` needs for `call`, check it on this card, put both, give it."""
         plan = config.plan(call, self.device)
-        artifacts = self.artifacts(self.binaries(plan, call))
+        artifacts = self.artifacts(self.binaries(op, plan, call))
         key = check_key(op, config, _cubins(artifacts), self.device)
         with self._held(key):
             check = self._get(key)
@@ -177,8 +179,8 @@ class Builder:
         log.info("tuning %s on %s", signature, self.device.name)
         configs, dropped = op.configs(bucket, self.device)
         default = op.default(bucket, self.device)
-        compiling = {c.name: self._compiling(c, bucket) for c in configs}
-        with self.locks.lease(f"gpu-{self.device.uuid}"):
+        compiling = {c.name: self._compiling(op, c, bucket) for c in configs}
+        with self._leased():
             found = tune(
                 op,
                 bucket,
@@ -193,7 +195,9 @@ class Builder:
         self.stats.count("tunes")
         if found.config is None:
             reason = f"no config of {len(configs)} could be used: {found.why_not()}"
-            self._put(failure_key(op, call, *self._where()), {"reason": reason}, signature.text, {})
+            meta = {"target": self.device.target}
+            failure = failure_key(op, call, *self._where())
+            self._put(failure, {"reason": reason}, signature.text, meta)
             log.warning("%s: %s", signature, reason)
             raise NotReady("tune_failed", reason)
         self._keep(op, found.config, found.built, found.check)
@@ -207,12 +211,12 @@ class Builder:
         """Hold these binaries to the reference on this card and record the verdict."""
         from .tune import check  # noqa: PLC0415  (torch)
 
-        with self.locks.lease(f"gpu-{self.device.uuid}"):
+        with self._leased():
             body = check(op, call, config, artifacts, self.device)
         self.stats.count("checks")
         if not body["ok"]:
             log.warning("%s for %s is wrong: %s", config, op.sign(call), body["reason"])
-        return self._put(key, body, op.sign(call).text, {"ok": body["ok"], "config": config.name})
+        return self._put(key, body, op.sign(call).text, self._checked(config, body))
 
     def artifacts(self, binaries: Sequence[Binary]) -> tuple[Body, ...]:
         """The artifacts of `binaries`: stored, or compiled now, once for all processes."""
@@ -259,7 +263,7 @@ class Builder:
         if self.winner(op, call) is None:
             bucket = op.bucket(call)
             for config in op.configs(bucket, self.device)[0]:
-                self._compiling(config, bucket)
+                self._compiling(op, config, bucket)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -267,7 +271,7 @@ class Builder:
         """`config` for `call`, if every binary is stored and their check is, and was passed."""
         plan = config.plan(call, self.device)
         artifacts = []
-        for binary in self.binaries(plan, call):
+        for binary in self.binaries(op, plan, call):
             body = self._get(binary.key)
             if body is None:
                 return None
@@ -277,7 +281,7 @@ class Builder:
             return None
         return Ready(config, plan, tuple(artifacts))
 
-    def binaries(self, plan: Plan, call: Call) -> list[Binary]:
+    def binaries(self, op: Op, plan: Plan, call: Call) -> list[Binary]:
         """The binaries of a plan's launches, in order."""
         tensors = {
             **call.tensors,
@@ -286,7 +290,7 @@ class Builder:
             **{name: call[name].like(strides=(), aligned=True) for name in plan.contiguous},
         }
         target, toolchain = self.device.target, self.toolchain
-        return [binary_of(launch, tensors, target, toolchain) for launch in plan.launches]
+        return [binary_of(launch, tensors, target, toolchain, op.name) for launch in plan.launches]
 
     def explain(self, op: Op, call: Call) -> str:
         """Why `call` is not ready, in one sentence."""
@@ -294,7 +298,7 @@ class Builder:
         if config is None:
             return f"no winner is stored for its bucket on {self.device.name}"
         plan = config.plan(call, self.device)
-        for binary in self.binaries(plan, call):
+        for binary in self.binaries(op, plan, call):
             if self._get(binary.key) is None:
                 return f"the winner is {config}, but {binary} is not compiled for these arguments"
         return f"the winner is {config}, but its binaries have not passed the check here"
@@ -306,11 +310,11 @@ class Builder:
         return self.device, self.toolchain, self.policy
 
     def _compiling(
-        self, config: Config, call: Call
+        self, op: Op, config: Config, call: Call
     ) -> list[tuple[Binary, Body | Future[dict[str, Any]]]]:
         """Start compiling what a candidate needs and the store does not have."""
         pairs: list[tuple[Binary, Body | Future[dict[str, Any]]]] = []
-        for binary in self.binaries(config.plan(call, self.device), call):
+        for binary in self.binaries(op, config.plan(call, self.device), call):
             body = self._get(binary.key)
             pairs.append((binary, self._submitted(binary) if body is None else body))
         return pairs
@@ -329,14 +333,23 @@ class Builder:
         """Store the winner's binaries and their check; the losers' are dropped."""
         artifacts = [self._put_artifact(binary, body) for binary, body in built]
         key = check_key(op, config, _cubins(artifacts), self.device)
-        self._put(key, check, check["signature"], {"ok": True, "config": config.name})
+        self._put(key, check, check["signature"], self._checked(config, check))
+
+    def _checked(self, config: Config, check: Body) -> Body:
+        """What listing shows of a check."""
+        return {"ok": check["ok"], "config": config.name, "target": self.device.target}
 
     def _put_artifact(self, binary: Binary, answer: Body) -> Body:
         if self.store.has(binary.key):
             return self._get(binary.key) or answer
         digest = hashlib.blake2b(answer["cubin"], digest_size=20).hexdigest()
         body = {**answer, "cubin_digest": digest}
-        meta = {"target": binary.target, "module": binary.module, "bytes": len(answer["cubin"])}
+        meta = {
+            "op": binary.op,
+            "target": binary.target,
+            "module": binary.module,
+            "bytes": len(answer["cubin"]),
+        }
         return self._put(binary.key, body, str(binary), meta)
 
     def _refuse_if_failed(self, op: Op, call: Call) -> None:
@@ -359,11 +372,18 @@ class Builder:
             self._unsaved[key.digest] = body
             return body
 
+    def _held(self, key: Key) -> AbstractContextManager[None]:
+        """Be the only process to build what `key` names."""
+        return self._locked(self.locks.hold(key))
+
+    def _leased(self) -> AbstractContextManager[None]:
+        """Be the only process to check or time on this GPU."""
+        return self._locked(self.locks.lease(f"gpu-{self.device.uuid}"))
+
     @contextmanager
-    def _held(self, key: Key) -> Iterator[None]:
-        """Hold the key's lock; where a file system has no locks, go on without (and count it)."""
+    def _locked(self, lock: AbstractContextManager[None]) -> Iterator[None]:
+        """Hold a lock; where a file system has no locks, go on without (and count it)."""
         try:
-            lock = self.locks.hold(key)
             lock.__enter__()
         except LockUnavailable as error:
             if not self.stats["unlocked"]:
@@ -383,6 +403,12 @@ def _config_of(op: Op, winner: Body) -> Config | None:
     if config is None or config.variant.digest != winner["variant_digest"]:
         return None
     return config
+
+
+def _import_of(op: Op) -> str:
+    """What the command line needs to know of an op that is declared outside jitd."""
+    module = op.reference.__module__
+    return "" if module.partition(".")[0] == __name__.partition(".")[0] else f" --import {module}"
 
 
 def _cubins(artifacts: Sequence[Body]) -> tuple[str, ...]:

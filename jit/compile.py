@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from . import frames
@@ -135,7 +136,7 @@ class _Worker:
             start_new_session=True,  # Ctrl-C stops the parent, which then stops the worker
         )
         try:
-            self.ask({"path": [os.path.abspath(p) for p in sys.path]})
+            self.ask({"path": [str(Path(p).absolute()) for p in sys.path]})
         except frames.FrameError:
             self.stop()
             raise
@@ -169,7 +170,7 @@ def shared_pool(jobs: int, timeout_s: float) -> CompilePool:
 
 
 def _forget_after_fork() -> None:
-    global _shared, _shared_lock  # noqa: PLW0603
+    global _shared, _shared_lock
     _shared, _shared_lock = None, threading.Lock()
 
 

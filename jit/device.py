@@ -1,8 +1,9 @@
 """Which cards this machine has, asked of the CUDA driver: no torch, no Triton."""
 
-import ctypes.util
+import ctypes
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from .declare import Device
@@ -69,7 +70,7 @@ def driver() -> Any:
 
     The one place that decides whether this process may use CUDA.
     """
-    if ctypes.util.find_library("cuda") is None and not _loads("libcuda.so.1"):
+    if not _loads("libcuda.so.1"):
         raise NoDevice("no NVIDIA driver (libcuda.so.1) on this machine")
     try:
         from cuda.bindings import driver as cuda  # noqa: PLC0415  (10 to 40 ms: on first use)
@@ -129,7 +130,6 @@ def _describe(index: int) -> Device:
 def _kernel_driver() -> str | None:
     """The driver's release ("580.159.04"): CUDA's own version number changes less often."""
     try:
-        with open("/sys/module/nvidia/version", encoding="ascii") as file:
-            return file.read().strip()
+        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
     except OSError:
         return None

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from . import device as devices
 from . import record
 from .build import NotReady
-from .launch import Executable, Loaded
+from .launch import Executable, loaded_once
 from .op import Argument, Op
 from .runtime import current
 from .sign import Call
@@ -89,7 +88,7 @@ class Dispatcher:
             "grad": torch.is_grad_enabled,
             "table": self.table,
             "miss": self.miss,
-            "torch_op": lambda *args: self.torch_op(*args),
+            "torch_op": lambda *args: self.torch_op(*args),  # noqa: PLW0108  (it is set later)
             "NOT_PLAIN": (KeyError, AttributeError, RuntimeError, TypeError),
         }
         namespace |= {f"default_{a.name}": a.default for a in arguments}
@@ -123,6 +122,18 @@ class Dispatcher:
                 return hit(*tensors)
         return self._by_reference(args, cause)
 
+    def below_autograd(self, *args: Any) -> Any:
+        """Answer a call that torch's dispatcher makes, without ever going back to it.
+
+        A subclass arrives here as itself when it leaves the op to torch; its data pointer may
+        mean anything, so the reference answers.
+        """
+        tensors = [a for a, d in zip(args, self.op.arguments, strict=True) if d.kind == "tensor"]
+        if not all(map(_is_plain, tensors)):
+            return self._by_reference(args, "subclass")
+        hit = self.table.get(self.facts_of(*args)) if _have_memory(tensors) else None
+        return self.miss(*args) if hit is None else hit(*tensors)
+
     # -- who answers --------------------------------------------------------------------------
 
     def _unfit(self, call: Call, tensors: list[torch.Tensor]) -> str | None:
@@ -152,8 +163,7 @@ class Dispatcher:
         capturing = torch.cuda.is_current_stream_capturing()
         builder = runtime.builder_at(tensors[0].get_device())
         ready = builder.get_or_build(self.op, call, runtime.settings.mode, capturing=capturing)
-        loaded = [Loaded.load(artifact, builder.device) for artifact in ready.artifacts]
-        runtime.stats.count("loads", len(loaded))
+        loaded = [loaded_once(artifact, builder.device) for artifact in ready.artifacts]
         return Executable(ready.plan, loaded, call.tensors, builder.device)
 
     def _by_reference(self, args: tuple[Any, ...], cause: str) -> Any:
@@ -197,7 +207,13 @@ class Dispatcher:
             raise ValueError(f"{self.op.name}: tensors are on {where}; allowed is one device.")
         return Call(
             {
-                argument.name: spec_of(value) if isinstance(value, torch.Tensor) else value
+                argument.name: (
+                    spec_of(value)
+                    if isinstance(value, torch.Tensor)
+                    else float(value)
+                    if argument.kind == "float"
+                    else value
+                )
                 for argument, value in zip(self.op.arguments, args, strict=True)
             }
         )
@@ -226,9 +242,9 @@ def register(op: Op) -> Callable[..., Any]:
 
     dispatcher = Dispatcher(op)
     guard = dispatcher.guard()
-    dispatcher.torch_op = define(op, guard)
+    dispatcher.torch_op = define(op, dispatcher.below_autograd)
     function = wraps(op.reference)(guard)
-    function.__wrapped__ = op.reference  # type: ignore[attr-defined]
+    function.__wrapped__ = op.reference
     function.op = op  # type: ignore[attr-defined]
     _dispatchers[op.name] = dispatcher
     return function
@@ -279,7 +295,14 @@ def _empty_outputs(op: Op, call: Call, device: torch.device | str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or type(value) in PLAIN
+    """Whether a tensor (or None) is what it looks like: no subclass, no functorch wrapper."""
+    return value is None or (
+        type(value) in PLAIN and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+def _have_memory(tensors: list[Any]) -> bool:
+    return not any(t is not None and t.is_meta for t in tensors)
 
 
 def _parameters(arguments: tuple[Argument, ...]) -> str:
@@ -302,5 +325,3 @@ def _facts(argument: Argument) -> str:
 def _needs_grad(argument: Argument) -> str:
     text = f"{argument.name}.requires_grad"
     return f"({argument.name} is not None and {text})" if argument.optional else text
-
-

@@ -19,7 +19,7 @@ class FrameError(JitdError):
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    body = msgpack.packb(message)
+    body: bytes = msgpack.packb(message)
     if len(body) > MAX_FRAME_BYTES:
         raise FrameError(f"a message of {len(body)} bytes; allowed are {MAX_FRAME_BYTES}.")
     return _LENGTH.pack(len(body)) + body

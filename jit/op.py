@@ -138,15 +138,15 @@ class Op:
             elif argument.default is not inspect.Parameter.empty:
                 values[argument.name] = argument.default
             elif argument.name in self.selects:
-                raise ValueError(f"{text!r} says nothing of {argument.name}; like {self._example()}")
+                raise ValueError(
+                    f"{text!r} says nothing of {argument.name}; like {self._example()}"
+                )
             else:
                 values[argument.name] = {"float": 1e-5, "int": 1}.get(argument.kind)
         for argument in self.tensors[1:]:
             expected = self._implied(argument.name, Call(values))
             word = given.pop(argument.name, None)
-            values[argument.name] = (
-                expected if word is None else _tensor(word, match[1], expected)
-            )
+            values[argument.name] = expected if word is None else _tensor(word, match[1], expected)
         if given:
             raise ValueError(f"{text!r}: {self.name} has no {sorted(given)}")
         call = Call({a.name: values[a.name] for a in self.arguments})
@@ -317,10 +317,10 @@ def _difference(value: TensorSpec | None, expected: TensorSpec | None) -> str:
     """What is to be said of a tensor beyond what is expected: `fp32 1x64:channels_last`."""
     if value is None:
         return "none"
-    text = "" if expected and value.dtype == expected.dtype else value.dtype + " "
+    words = [] if expected and value.dtype == expected.dtype else [value.dtype]
     if not (expected and value.shape == expected.shape):
-        text += "x".join(map(str, value.shape))
-    return (text + _flags(value)) or ":contiguous"
+        words.append("x".join(map(str, value.shape)))
+    return (" ".join(words) + _flags(value)) or ":contiguous"
 
 
 def _tensor(text: str, dtype: str, expected: TensorSpec | None) -> TensorSpec | None:
@@ -339,4 +339,5 @@ def _tensor(text: str, dtype: str, expected: TensorSpec | None) -> TensorSpec | 
 def _scalar(argument: Argument, text: str) -> Scalar:
     if argument.kind == "bool":
         return text == "True"
-    return {"int": int, "float": float, "str": str}[argument.kind](text)
+    kinds: dict[str, Callable[[str], Scalar]] = {"int": int, "float": float, "str": str}
+    return kinds[argument.kind](text)

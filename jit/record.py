@@ -45,7 +45,7 @@ class Workload:
             if data["format"] != _FORMAT or not all(
                 isinstance(n, int) and n > 0 for n in counts.values()
             ):
-                raise ValueError(f"its format is not {_FORMAT}")
+                raise ValueError(f"its format is not {_FORMAT}")  # noqa: TRY301  (becomes the reason)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JitdError(f"{path} is no workload of jitd: {error}.") from error
         return cls(Counter(counts))

@@ -49,9 +49,7 @@ class Settings:
     cache_dir: Path | None = _setting(
         "JITD_CACHE_DIR", None, Path, "cache folder; default: the user's cache folder / jitd"
     )
-    mode: Mode = _setting(
-        "JITD_MODE", "tune", _mode, f"what a miss does: {', '.join(MODES)}"
-    )
+    mode: Mode = _setting("JITD_MODE", "tune", _mode, f"what a miss does: {', '.join(MODES)}")
     interpret: bool = _setting(
         "JITD_INTERPRET", False, _switch, "run kernels in Triton's interpreter on CPU tensors"
     )

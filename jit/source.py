@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from .errors import DeclarationError
@@ -20,6 +20,7 @@ from .errors import DeclarationError
 # Not followed: covered by the toolchain's identity, or part of jitd's own machinery, whose
 # meaning is versioned by the key schema rather than by its text.
 _FOREIGN = {*sys.stdlib_module_names, "triton", "torch", "numpy", "cuda"}
+_FACADE = "jitd"
 _MACHINERY = ("jitd.jit", "jitd.cache", "jitd.autotune", "jitd.tools")
 
 
@@ -58,10 +59,11 @@ def function_source(module: str, name: str) -> FunctionSource:
     for (_, owner), text in sorted(reached.items(), key=lambda item: (item[0][1], item[1])):
         digest.update(f"{owner}\0{text}\0".encode())
     path = _locate(module)
-    node = _parse(module, path, files[path]).definitions[name]
+    parsed = _parse(module, path, files[path])
+    node = parsed.definitions[name]
     if not isinstance(node, ast.FunctionDef):
         raise DeclarationError(f"{module}.{name} is not a function defined with `def`.")
-    source = FunctionSource(digest.hexdigest(), tuple(_parameters(node, module)))
+    source = FunctionSource(digest.hexdigest(), tuple(_parameters(node, parsed, module)))
     _remembered[module, name] = source, tuple(files.items())
     return source
 
@@ -115,11 +117,16 @@ def _follow(
     reached: dict[tuple[str, str], str],
     files: dict[Path, tuple[int, int]],
 ) -> None:
-    foreign = module.partition(".")[0] in _FOREIGN or module.startswith(_MACHINERY)
-    if foreign or attribute is None:
+    if _is_foreign(module) or attribute is None:
         reached[module, attribute or ""] = f"import {module}.{attribute}"
     else:
         _reach(module, attribute, reached, files)
+
+
+def _is_foreign(module: str) -> bool:
+    return (
+        module.partition(".")[0] in _FOREIGN or module == _FACADE or module.startswith(_MACHINERY)
+    )
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -144,7 +151,7 @@ def _without_docstring(node: ast.stmt) -> ast.stmt:
     return node
 
 
-@lru_cache(maxsize=None)
+@cache
 def _locate(module: str) -> Path:
     try:
         spec = importlib.util.find_spec(module)
@@ -190,16 +197,21 @@ def _parse(module: str, path: Path, stamp: tuple[int, int]) -> _Module:
 
 
 def _is_module(name: str) -> bool:
-    if name.partition(".")[0] in _FOREIGN or name.startswith(_MACHINERY):
+    if _is_foreign(name):
         return False
     try:
+        # find_spec imports what is above the module: fine for a package, not for a module of
+        # kernels, of which `name` would only be an attribute.
+        above = importlib.util.find_spec(name.rpartition(".")[0])
+        if above is None or above.submodule_search_locations is None:
+            return False
         return importlib.util.find_spec(name) is not None
     except (ModuleNotFoundError, ValueError):
         return False
 
 
-def _parameters(node: ast.FunctionDef, module: str) -> Iterator[Parameter]:
-    plain, unaligned = _unspecialised(node, module)
+def _parameters(node: ast.FunctionDef, parsed: _Module, module: str) -> Iterator[Parameter]:
+    plain, unaligned = _unspecialised(node, parsed, module)
     for index, arg in enumerate([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]):
         annotation = ast.unparse(arg.annotation) if arg.annotation else None
         yield Parameter(
@@ -223,7 +235,7 @@ def _fixed_type(annotation: str | None) -> str | None:
 
 
 def _unspecialised(
-    node: ast.FunctionDef, module: str
+    node: ast.FunctionDef, parsed: _Module, module: str
 ) -> tuple[set[str | int], set[str | int]]:
     """The names or indices in do_not_specialize and in do_not_specialize_on_alignment."""
     found: dict[str, set[str | int]] = {}
@@ -233,10 +245,28 @@ def _unspecialised(
         for keyword in decorator.keywords:
             if keyword.arg in ("do_not_specialize", "do_not_specialize_on_alignment"):
                 try:
-                    found[keyword.arg] = set(ast.literal_eval(keyword.value))
+                    found[keyword.arg] = set(_literal(keyword.value, parsed))
                 except ValueError:
                     raise DeclarationError(
-                        f"{module}.{node.name}: {keyword.arg} must be a literal list, since jitd "
-                        "reads it without importing the module."
+                        f"{module}.{node.name}: {keyword.arg} must be a list of literals and of "
+                        "constants of its module, since jitd reads it without importing that."
                     ) from None
     return found.get("do_not_specialize", set()), found.get("do_not_specialize_on_alignment", set())
+
+
+def _literal(node: ast.expr, parsed: _Module) -> list[str | int]:
+    """The value of `["a", *NAMES]`, NAMES being a list of literals in the module."""
+    if isinstance(node, ast.Name):
+        definition = parsed.definitions.get(node.id)
+        if isinstance(definition, ast.Assign | ast.AnnAssign) and definition.value is not None:
+            return _literal(definition.value, parsed)
+        raise ValueError(node.id)
+    if isinstance(node, ast.List | ast.Tuple):
+        items: list[str | int] = []
+        for item in node.elts:
+            if isinstance(item, ast.Starred):
+                items += _literal(item.value, parsed)
+            else:
+                items.append(ast.literal_eval(item))
+        return items
+    raise ValueError(ast.dump(node))

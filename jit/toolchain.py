@@ -33,8 +33,9 @@ def toolchain() -> str:
         path = Path(value)
         if path.is_file():
             status = path.stat()
-            value = f"{value}:{status.st_size}:{status.st_mtime_ns}"
-        parts.append(f"{name}={value}")
+            parts.append(f"{name}={value}:{status.st_size}:{status.st_mtime_ns}")
+        else:
+            parts.append(f"{name}={value}")
     return " ".join(parts)
 
 

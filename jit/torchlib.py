@@ -14,7 +14,8 @@ _library: torch.library.Library | None = None
 def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
     """Register `torch.ops.jitd.<name>` and return it.
 
-    Below autograd it is `function`, which is a kernel where there is one; at autograd, with an
+    Below autograd it is `function`, called with all arguments by position, which is a kernel where
+    there is one and must not call the operator; at autograd, with an
     input that requires a gradient, the differentiable reference; under autocast the reference,
     with autocast's own casts; for fake tensors the op's shape rule.
     """
@@ -36,17 +37,18 @@ def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
 
         return fake(op, *_positional(op, args, kwargs))
 
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        return function(*_positional(op, args, kwargs))
+
     for key in ("CPU", "CUDA"):
-        _library.impl(op.name, function, key)
+        _library.impl(op.name, computed, key)
     for key in ("AutocastCPU", "AutocastCUDA"):
         _library.impl(op.name, op.reference, key)
     _library.impl(op.name, with_gradients, "Autograd")
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", shapes, lib=_library)
 
     def call(*args: Any) -> Any:
-        keywords = {
-            a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only
-        }
+        keywords = {a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only}
         return operator(*args[: len(args) - len(keywords)], **keywords)
 
     return call

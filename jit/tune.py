@@ -11,7 +11,8 @@ import torch
 from ..autotune.policy import Policy
 from ..autotune.search import Candidate, CandidateFailed, Outcome, Result, search
 from ..autotune.timing import CudaTimer, copy_bandwidth
-from ..autotune.verify import Expected, Verdict, check as hold_to, expect
+from ..autotune.verify import Expected, Verdict, expect
+from ..autotune.verify import check as hold_to
 from .binary import Binary
 from .declare import Config, Device
 from .errors import CompileError
@@ -69,7 +70,7 @@ class Found:
             "driver": device.driver,
             "check": dict(self.check),
             "outcomes": [_outcome(outcome) for outcome in self.result.outcomes],
-            "dropped": [[name, reason] for name, reason in dropped],
+            "dropped": _by_reason(dropped),
             "stopped_early": self.result.stopped_early,
         }
 
@@ -132,8 +133,13 @@ def tune(
             default=default,
         )
         torch.cuda.synchronize()
+        for binaries in loaded.values():
+            for binary in binaries:
+                binary.unload()
     winner = by_name[result.winner] if result.winner else None
-    del expectations, sets, runners, timer
+    for held in (expectations, sets, runners):
+        held.clear()
+    del timer
     torch.cuda.empty_cache()  # tuning may have taken many times what serving needs
     if winner is None:
         return Found(None, result, (), {}, floor_us, eager_us)
@@ -152,7 +158,9 @@ def check(
         expectations = _expectations(op, call, torch_device, sample_kinds(op, call))
         verdict = _verdict(op, _Runner(executable, []), expectations)
         torch.cuda.synchronize()
-    del expectations
+        for binary in loaded:
+            binary.unload()
+    del expectations, executable
     torch.cuda.empty_cache()
     return _check_body(op, call, verdict, loaded, device)
 
@@ -188,9 +196,7 @@ class _Eager:
         self.reference(*args, **kwargs)
 
 
-def _expectations(
-    op: Op, call: Call, device: torch.device, kinds: Sequence[str]
-) -> list[Expected]:
+def _expectations(op: Op, call: Call, device: torch.device, kinds: Sequence[str]) -> list[Expected]:
     """Inputs of each kind, eager's answers and the truth."""
     generator = torch.Generator(device).manual_seed(_SEED)
 
@@ -201,6 +207,9 @@ def _expectations(
     def truth(*tensors: torch.Tensor) -> Any:
         return reference(*(t.double() if t.is_floating_point() else t for t in tensors))
 
+    def inputs(kind: str) -> Callable[[torch.Generator], list[torch.Tensor]]:
+        return lambda generator: make_inputs(op, call, device, generator, kind)
+
     free, _ = torch.cuda.mem_get_info(device)
     numel = max(spec.numel for spec in call.tensors.values())
     fits = 48 * numel * len(kinds) < free  # float64 inputs, outputs and what eager makes on the way
@@ -209,7 +218,7 @@ def _expectations(
         expect(
             reference,
             truth if fits or wide else None,
-            lambda g, kind=kind: make_inputs(op, call, device, g, kind),
+            inputs(kind),
             generator=generator,
         )
         for kind in kinds
@@ -230,9 +239,7 @@ def _input_sets(
     generator = torch.Generator(device).manual_seed(_SEED + 1)
     specs = list(op.outputs(call).values())
     inputs = [[t for t in first.inputs if isinstance(t, torch.Tensor)]]
-    inputs += [
-        list(make_inputs(op, call, device, generator, "normal")) for _ in range(count - 1)
-    ]
+    inputs += [list(make_inputs(op, call, device, generator, "normal")) for _ in range(count - 1)]
     return [(one, [empty(spec, device) for spec in specs]) for one in inputs]
 
 
@@ -261,6 +268,14 @@ def _finished(compiling: Compiling) -> list[tuple[Binary, Body]]:
         except CompileError as error:
             raise CandidateFailed("does not compile", str(error)) from error
     return finished
+
+
+def _by_reason(dropped: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Reason -> the configs dropped for it before they were compiled."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in dropped:
+        reasons.setdefault(reason, []).append(name)
+    return reasons
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

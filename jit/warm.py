@@ -124,16 +124,8 @@ def compile_for(
     needed: dict[str, list[Binary]] = {}
     configs: dict[str, Config] = {}
     for bucket in wanted:
-        chosen = _worth_compiling(builder, bucket, whole_space)
-        configs[bucket.signature] = chosen[0]
-        calls = [(bucket.call, config) for config in chosen]
-        calls += [(call, config) for call in bucket.op.reach(bucket.call) for config in chosen[:1]]
-        needed[bucket.signature] = [
-            binary
-            for call, config in calls
-            if config.variant.applies(call) is None
-            for binary in builder.binaries(config.plan(call, builder.device), call)
-        ]
+        config, binaries = worth_compiling(builder, bucket, whole_space=whole_space)
+        configs[bucket.signature], needed[bucket.signature] = config, binaries
     everything = {b.key.digest: b for binaries in needed.values() for b in binaries}
     errors: dict[str, str] = {}
     progress.update(total=len(everything), done=0)
@@ -171,7 +163,22 @@ def _warmed(builder: Builder, bucket: Bucket) -> Row:
     return replace(row, config=record.body["config"], status=status, **times)
 
 
-def _worth_compiling(builder: Builder, bucket: Bucket, whole_space: bool) -> list[Config]:
+def worth_compiling(
+    builder: Builder, bucket: Bucket, *, whole_space: bool = False
+) -> tuple[Config, list[Binary]]:
+    """The default config, and every binary that `compile_for` makes for a bucket."""
+    op, chosen = bucket.op, _configs_worth_compiling(builder, bucket, whole_space)
+    calls = [(bucket.call, config) for config in chosen]
+    calls += [(call, config) for call in op.reach(bucket.call) for config in chosen[:1]]
+    return chosen[0], [
+        binary
+        for call, config in calls
+        if config.variant.applies(call) is None
+        for binary in builder.binaries(op, config.plan(call, builder.device), call)
+    ]
+
+
+def _configs_worth_compiling(builder: Builder, bucket: Bucket, whole_space: bool) -> list[Config]:
     """The default first, then what else is worth compiling."""
     op, call, device = bucket.op, bucket.call, builder.device
     default = op.default(call, device)
@@ -207,27 +214,33 @@ def receipt_key(model: str, options: Mapping[str, Any], device: Device, toolchai
     )
 
 
-def write_receipt(builder: Builder, key: Key, workload: Workload, rows: Sequence[Row]) -> None:
+def write_receipt(
+    builder: Builder,
+    key: Key,
+    workload: Workload,
+    rows: Sequence[Row],
+    *,
+    whole_space: bool = False,
+) -> None:
     """Note which records the workload needs, so that the next warmup need only look for them."""
     paths: set[str] = set()
     for bucket in buckets(workload):
-        paths.update(_needed(builder, bucket))
+        paths.update(_needed(builder, bucket, whole_space))
     body = {"paths": sorted(paths), "rows": [asdict(row) for row in rows]}
     builder.store.put(key, body, label=key.op)
 
 
-def _needed(builder: Builder, bucket: Bucket) -> set[str]:
+def _needed(builder: Builder, bucket: Bucket, whole_space: bool) -> set[str]:
     op, call = bucket.op, bucket.call
     config = builder.winner(op, call)
-    paths = set()
-    if config is not None:
-        paths.add(builder.tuning_key(op, call).path)
-    chosen = config or op.default(call, builder.device)
-    if chosen is not None:
-        for reached in (call, *op.reach(call)):
-            if chosen.variant.applies(reached) is None:
-                plan = chosen.plan(reached, builder.device)
-                paths |= {b.key.path for b in builder.binaries(plan, reached)}
+    if config is None:
+        _, binaries = worth_compiling(builder, bucket, whole_space=whole_space)
+        return {binary.key.path for binary in binaries}
+    paths = {builder.tuning_key(op, call).path}
+    for reached in (call, *op.reach(call)):
+        if config.variant.applies(reached) is None:
+            binaries = builder.binaries(op, config.plan(reached, builder.device), reached)
+            paths |= {binary.key.path for binary in binaries}
     return paths
 
 

@@ -102,7 +102,7 @@ def _mock(kind: list[Any]) -> Any:
             return value
         case ["pointer", dtype, aligned]:
             return _pointer(dtype, aligned)
-        case ["int", width, "1"]:
+        case ["int", _, "1"]:
             return 1
         case ["int", "i32", divisible]:
             return 16 if divisible else 17

@@ -19,13 +19,13 @@ if __name__ != "jitd":  # an editable install could otherwise load this file twi
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jitd.autotune.space import Space
     from jitd.cache.errors import JitdError
     from jitd.jit.declare import Cost, Kernel, Launch, Plan, Pointer, Variant, Workspace
     from jitd.jit.errors import ColdKernelError
     from jitd.jit.op import op
     from jitd.jit.record import Workload, record
     from jitd.jit.runtime import configure
-    from jitd.autotune.space import Space
 
 _HOMES = {
     "ColdKernelError": "jitd.jit.errors",

@@ -1,12 +1,12 @@
-"""silu(group_norm(x)) and silu(group_norm(x) + residual): one launch, two launches, tickets, channels_last.
+"""silu(group_norm(x)) and silu(group_norm(x) + residual): in one launch, in passes of two, in three for channels_last.
 
 Shapes: x, y: (N, C, P) contiguous, P = product of the spatial sizes, bf16|fp16|fp32; weight, bias: (C,) of x's dtype; G groups of
 D = C/G channels; a "row" is one (n, group), D*P contiguous elements. All arithmetic is fp32.
 
-Formula and rounding points (R rounds to x's dtype), EXACT as eager does it:
-    n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)));  s = R(n + residual) where there is one;  y = R(s / (1 + exp(-s)))
-else everything stays fp32 up to the one rounding of y. ROUND_STATS rounds mean and rstd to x's dtype before use, as
-CUDA eager does in the torch versions that keep them in x's dtype. Compile EXACT with enable_fp_fusion=False.
+Formula and rounding points (R rounds to x's dtype), EXACT as eager does it on CUDA:
+    mean = R(mean);  rstd = R(rsqrt(var + eps));  n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)))
+    s = R(n + residual) where there is one;  y = R(s / (1 + exp(-s)))
+else everything stays fp32 up to the one rounding of y. Compile EXACT with enable_fp_fusion=False.
 
 Parameters that every kernel shares:
     VEC       every row of P elements (C elements for channels_last), and `step` or `run`, is a multiple of it; 16-byte accesses need
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .moments import combine, merge_parts, run_moments, tile_moments, widen_again
+from .moments import combine, flat, merge_parts, run_moments, tile_moments, widen_again
 
 _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
 
@@ -67,10 +67,10 @@ def _affine(mean, rstd, w, b):
 
 
 @triton.jit
-def _stats(mean, m2, count, eps, DTYPE: tl.constexpr, ROUND_STATS: tl.constexpr):
-    """(mean, rstd) in fp32, rounded through DTYPE where eager does so."""
+def _stats(mean, m2, count, eps, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """(mean, rstd) in fp32, for EXACT rounded through DTYPE: eager keeps them in x's dtype on CUDA."""
     rstd = tl.rsqrt(m2 / count + eps)
-    if ROUND_STATS:
+    if EXACT:
         mean = mean.to(DTYPE).to(tl.float32)
         rstd = rstd.to(DTYPE).to(tl.float32)
     return mean, rstd
@@ -114,7 +114,7 @@ def _channel(n, c, C, P, rs_n, rs_c, RVEC: tl.constexpr, RES: tl.constexpr):
 def group_norm_split(
     x, r, w, b, y, ws, bar, P, D, G, step, across, down, rs_n, rs_c, rs_o, inner, eps,
     CH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr,
-    RES: tl.constexpr, EARLY: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
+    RES: tl.constexpr, EARLY: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """y = silu(group_norm(x) [+ r]) in one launch: K = across*down programs hold one row in registers and meet once.
 
@@ -166,65 +166,32 @@ def group_norm_split(
             now = tl.atomic_add(bar + row, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
         count, mean, m2 = merge_parts(means, means + parts, parts, across, D, P, step, CH, LANES)
-    mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
+    mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
     scale, shift = _affine(mean, rstd, wv, bv)
     if RES != "none" and not EARLY:
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
     tl.store(y + base + offsets, _activate(widen_again(v), rv, scale, shift, dtype, RES, EXACT), mask=valid)
 
 
-@triton.jit(do_not_specialize=["P", "D", "G", *_STRIDES])
-def group_norm_loop(
-    x, r, w, b, y, P, D, G, rs_n, rs_c, rs_o, inner, eps,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr,
-    RES: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
-):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]), one program per row that reads it twice (D*P < 2^31): for many rows too long for registers.
-
-    Statistics: fp32, pivoted sums per lane. Moves: x twice (the second time from L2 or L1 for short rows), r once, y once.
-    Rounding: see the module. Grid: rows. No workspace.
-    """
-    P = (P // VEC) * VEC
-    row = tl.program_id(0)
-    n = row // G
-    dtype: tl.constexpr = x.dtype.element_ty
-    base = row.to(tl.int64) * D * P
-    mean, m2 = run_moments(x + base, D * P, BLOCK, UNROLL, VEC, "")
-    mean, rstd = _stats(mean, m2, (D * P).to(tl.float32), eps, dtype, ROUND_STATS)
-    lane = tl.arange(0, BLOCK)
-    for d in range(0, D):
-        c = (row - n * G) * D + d
-        scale, shift = _affine(mean, rstd, tl.load(w + c), tl.load(b + c))
-        at = base + d.to(tl.int64) * P
-        r_at = _channel(n, c, D * G, P, rs_n, rs_c, RVEC, RES)
-        for start in range(0, P, BLOCK):
-            p = start + lane
-            valid = p < P
-            v = tl.load(x + at + p, mask=valid, other=0.0)
-            rv = v
-            if RES != "none":
-                rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0)
-            tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid)
-
-
-@triton.jit(do_not_specialize=["L", "run", "chunks"])
+@triton.jit(do_not_specialize=["L", "run", "chunks", "row0"])
 def group_norm_stats(
-    x, ws, stat, done, L, run, chunks, eps,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
-    HINT: tl.constexpr, PDL: tl.constexpr, ROUND_STATS: tl.constexpr,
+    x, ws, L, run, chunks, row0,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, HINT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of rows of L = D*P contiguous elements, `chunks` = cdiv(L, run) programs a row; the first of two launches.
+    """Statistics of rows of L = D*P contiguous elements, `chunks` = cdiv(L, run) programs a row; half of a pass.
 
-    fp32, pivoted sums per lane. Moves: x once. Grid: rows*chunks. ws: fp32[rows, 2, chunks], (mean, M2) of each run.
-    LANES > 0: the row's last program to finish also joins the parts, in order, and writes (mean, rstd) to stat: fp32[rows, 2]; it counts
-    arrivals in done: int32[rows], zero before the first launch ever and zero again at the end. LANES == 0: ws only.
-    HINT asks L2 to keep x. PDL lets the next launch start early: it must call gdc_wait before it reads ws or stat.
+    fp32, pivoted sums per lane. Moves: x once. Grid: rows of the pass * chunks, from row0 on. ws: fp32[all rows, 2, chunks], (mean, M2) of
+    each run. HINT asks L2 to keep x.
+
+    PDL: the launch behind may start early, and this one may start before the apply of the pass in front has ended: it shares nothing
+    with it but x. It ends after it, so that waiting for this launch is waiting for all in front.
     """
     if PDL:
         gdc_launch_dependents()
     run = (run // VEC) * VEC
-    row = tl.program_id(0) // chunks
-    k = tl.program_id(0) - row * chunks
+    row = row0 + tl.program_id(0) // chunks
+    k = tl.program_id(0) % chunks
     first = k.to(tl.int64) * run
     length = tl.minimum(L - first, run).to(tl.int32)
     base = ((row.to(tl.int64) * L + first) // VEC) * VEC
@@ -232,37 +199,33 @@ def group_norm_stats(
     means = ws + row.to(tl.int64) * 2 * chunks
     tl.store(means + k, mean)
     tl.store(means + chunks + k, m2)
-    if LANES > 0:
-        tl.debug_barrier()
-        if tl.atomic_add(done + row, 1, sem="acq_rel", scope="gpu") == chunks - 1:
-            tl.store(done + row, 0)
-            count, mean, m2 = merge_parts(means, means + chunks, chunks, chunks, 1, L, run, 1, LANES)
-            mean, rstd = _stats(mean, m2, count, eps, x.dtype.element_ty, ROUND_STATS)
-            tl.store(stat + 2 * row, mean)
-            tl.store(stat + 2 * row + 1, rstd)
+    if PDL:
+        gdc_wait()
 
 
-@triton.jit(do_not_specialize=["P", "D", "G", "step", "tiles", "run", "chunks", *_STRIDES])
+@triton.jit(do_not_specialize=["P", "D", "G", "step", "tiles", "run", "chunks", "row0", *_STRIDES])
 def group_norm_apply(
-    x, r, w, b, y, ws, stat, P, D, G, step, tiles, run, chunks, rs_n, rs_c, rs_o, inner, eps,
+    x, r, w, b, y, ws, P, D, G, step, tiles, run, chunks, row0, rs_n, rs_c, rs_o, inner, eps,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr, RES: tl.constexpr,
-    REVERSE: tl.constexpr, HINT: tl.constexpr, PDL: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
+    HINT: tl.constexpr, PDL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the second of two launches.
+    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the other half of a pass.
 
-    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are scalars. Moves: x once, r once,
-    y once. Rounding: see the module. Grid: N*C*tiles, tiles = cdiv(P, step).
-    LANES == 0: (mean, rstd) come from stat; LANES > 0: the program joins the row's `chunks` parts in ws itself, in order.
-    REVERSE starts with what the statistics read last. HINT: 1 loads x as evict_first and stores so, 2 stores .cs.
-    PDL: x and r are loaded before gdc_wait: neither may be written by the launch just before this one.
+    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are scalars. It joins its row's `chunks` parts
+    in order, LANES at a time. Programs go from the last tile to the first: what the statistics read last is still in L2.
+    Moves: x once (from L2 where the rows of a pass fit), r once, y once. Rounding: see the module.
+    Grid: rows of the pass * D * tiles, tiles = cdiv(P, step), from row0 on.
+    HINT: x is loaded as evict_first and y stored so.
+    PDL: x and r are loaded before gdc_wait: neither may be written by the launch in front.
     """
+    if PDL:
+        gdc_launch_dependents()
     P = (P // VEC) * VEC
     step = (step // VEC) * VEC
-    pid = tl.program_id(0)
-    if REVERSE:
-        pid = tl.num_programs(0) - 1 - pid
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
     nc = pid // tiles
     start = (pid - nc * tiles) * step
+    nc += row0 * D
     row = nc // D
     n = row // G
     c = nc - n * G * D
@@ -280,115 +243,12 @@ def group_norm_apply(
     bv = tl.load(b + c)
     if PDL:
         gdc_wait()
-    if LANES > 0:
-        means = ws + row.to(tl.int64) * 2 * chunks
-        count, mean, m2 = merge_parts(means, means + chunks, chunks, chunks, 1, D.to(tl.int64) * P, run, 1, LANES)
-        mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
-    else:
-        mean = tl.load(stat + 2 * row, cache_modifier=".cg")
-        rstd = tl.load(stat + 2 * row + 1, cache_modifier=".cg")
+    means = ws + row.to(tl.int64) * 2 * chunks
+    count, mean, m2 = merge_parts(means, means + chunks, chunks, chunks, 1, D.to(tl.int64) * P, run, 1, LANES)
+    mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
     scale, shift = _affine(mean, rstd, wv, bv)
     tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid,
-             eviction_policy="evict_first" if HINT == 1 else "", cache_modifier=".cs" if HINT == 2 else "")  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["P", "D", "G", "rows", "step", "across", "lag", *_STRIDES])
-def group_norm_ticket(
-    x, r, w, b, y, ws, stat, ctl, P, D, G, rows, step, across, lag, rs_n, rs_c, rs_o, inner, eps,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr, RES: tl.constexpr,
-    REVERSE: tl.constexpr, HINT: tl.constexpr, DYNAMIC: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
-):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]) in one persistent launch that follows each row's statistics by its second pass while x is in L2.
-
-    A tile is [t*step, +step), step <= BLOCK, of one channel; T = D*across tiles a row, across = cdiv(P, step). Each tile is visited twice:
-    statistics (two-pass in registers, fp32), and apply. Visits are numbered: the first T+lag are statistics in memory order; then apply and
-    statistics alternate; then applies only. So applying a row begins when `lag` tiles of the next one have been given out.
-    The last program to finish a row's statistics joins its T parts in order and raises the row's flag; an apply waits for that flag.
-    Moves: x once from memory and once from L2 if a row and a bit fits there, r once, y once. Rounding: see the module.
-
-    No deadlock: a visit waits only for visits of smaller numbers, each of which is held by a program that already runs. DYNAMIC takes numbers
-    from an atomic counter (any grid, plain launch); otherwise program i takes i, i+grid, ... and all must be resident: launch cooperatively.
-    Grid: programs, best SMs * occupancy. 2*rows*T < 2^31. ws: fp32[rows, 2, T]. stat: fp32[rows, 2].
-    ctl: int32[2 + 2*rows] = next number, programs done, arrivals per row, flag per row: zero before the first launch ever; the last program to
-    end, when nobody can look any more, zeroes it again. REVERSE applies a row's tiles last to first. HINT: as in the two-launch pair.
-    """
-    P = (P // VEC) * VEC
-    step = (step // VEC) * VEC
-    T = D * across
-    total = rows * T
-    head = tl.minimum(T + lag, total)
-    dtype: tl.constexpr = x.dtype.element_ty
-    lane = tl.arange(0, BLOCK)
-    ready = tl.full([], -1, tl.int32)
-    mean = tl.full([], 0.0, tl.float32)
-    rstd = tl.full([], 0.0, tl.float32)
-    if DYNAMIC:
-        q = tl.atomic_add(ctl, 1, sem="relaxed", scope="gpu")
-    else:
-        q = tl.program_id(0)
-    while q < 2 * total:
-        k = q - head
-        alternate = (k >= 0) & (k < 2 * (total - head))
-        measure = (k < 0) | (alternate & ((k & 1) == 1))
-        i = tl.where(k < 0, q, tl.where(alternate, tl.where(measure, head, 0) + (k >> 1), k - (total - head)))
-        row = i // T
-        t = i - row * T
-        if REVERSE:
-            t = tl.where(measure, t, T - 1 - t)
-        d = t // across
-        start = (t - d * across) * step
-        p = start + lane
-        end = tl.minimum(start + step, P)
-        valid = p < end
-        at = (row.to(tl.int64) * D + d) * P
-        # The next number is asked for while this tile's loads are on their way: its round trip costs about as much as they do.
-        if measure:
-            v = tl.load(x + at + p, mask=valid, other=0.0, eviction_policy="evict_last" if HINT else "")
-            if DYNAMIC:
-                q = tl.atomic_add(ctl, 1, sem="relaxed", scope="gpu")
-            part_mean, part_m2 = tile_moments(v, valid, (end - start).to(tl.float32))
-            means = ws + row.to(tl.int64) * 2 * T
-            tl.store(means + t, part_mean)
-            tl.store(means + T + t, part_m2)
-            tl.debug_barrier()
-            if tl.atomic_add(ctl + 2 + row, 1, sem="acq_rel", scope="gpu") == T - 1:
-                count, all_mean, all_m2 = merge_parts(means, means + T, T, across, D, P, step, 1, LANES)
-                all_mean, all_rstd = _stats(all_mean, all_m2, count, eps, dtype, ROUND_STATS)
-                tl.store(stat + 2 * row, all_mean)
-                tl.store(stat + 2 * row + 1, all_rstd)
-                tl.debug_barrier()
-                tl.atomic_xchg(ctl + 2 + rows + row, 1, sem="release", scope="gpu")
-        else:
-            n = row // G
-            c = (row - n * G) * D + d
-            v = tl.load(x + at + p, mask=valid, other=0.0, eviction_policy="evict_first" if HINT else "")
-            rv = v
-            if RES != "none":
-                r_at = _channel(n, c, D * G, P, rs_n, rs_c, RVEC, RES)
-                rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0,
-                             eviction_policy="evict_first" if HINT else "")  # fmt: skip
-            wv = tl.load(w + c)
-            bv = tl.load(b + c)
-            if DYNAMIC:
-                q = tl.atomic_add(ctl, 1, sem="relaxed", scope="gpu")
-            if row != ready:
-                flag = tl.atomic_add(ctl + 2 + rows + row, 0, sem="acquire", scope="gpu")
-                while flag == 0:
-                    flag = tl.atomic_add(ctl + 2 + rows + row, 0, sem="acquire", scope="gpu")
-                tl.debug_barrier()
-                mean = tl.load(stat + 2 * row, cache_modifier=".cg")
-                rstd = tl.load(stat + 2 * row + 1, cache_modifier=".cg")
-                ready = row
-            scale, shift = _affine(mean, rstd, wv, bv)
-            tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid,
-                     eviction_policy="evict_first" if HINT == 1 else "",
-                     cache_modifier=".cs" if HINT == 2 else "")  # fmt: skip
-        if not DYNAMIC:
-            q += tl.num_programs(0)
-    tl.debug_barrier()
-    if tl.atomic_add(ctl + 1, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1:
-        for i in range(0, 2 + 2 * rows, BLOCK):
-            tl.store(ctl + i + lane, tl.zeros([BLOCK], tl.int32), mask=i + lane < 2 + 2 * rows)
+             eviction_policy="evict_first" if HINT else "")  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["P", "D", "G", "run", "chunks", "cols"])
@@ -418,7 +278,8 @@ def group_norm_stats_rows(
     q = tl.zeros([BR, BC], tl.float32)
     for i in range(BR, length, BR):
         valid = (i + lane < length)[:, None] & live
-        v = tl.load(base + i.to(tl.int64) * C + offsets, mask=valid, other=0.0).to(tl.float32)
+        base += BR * C
+        v = tl.load(base + offsets, mask=valid, other=0.0).to(tl.float32)
         d = tl.where(valid, v - pivot, 0.0)
         s += d
         q = tl.fma(d, d, q)
@@ -433,7 +294,7 @@ def group_norm_stats_rows(
 @triton.jit(do_not_specialize=["P", "D", "G", "run", "chunks"])
 def group_norm_join_rows(
     ws, stat, P, D, G, run, chunks, eps,
-    BK: tl.constexpr, BD: tl.constexpr, DTYPE: tl.constexpr, ROUND_STATS: tl.constexpr,
+    BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """(mean, rstd) of each group from the per-channel parts of group_norm_stats_rows; the second of three launches.
 
@@ -456,8 +317,8 @@ def group_norm_join_rows(
         mb = tl.load(means + at, mask=valid, other=0.0)
         qb = tl.load(means + chunks.to(tl.int64) * (D * G) + at, mask=valid, other=0.0)
         count, mean, m2 = combine(count, mean, m2, nb, mb, qb)
-    count, mean, m2 = tl.reduce((count, mean, m2), None, combine)
-    mean, rstd = _stats(mean, m2, count, eps, DTYPE, ROUND_STATS)
+    count, mean, m2 = tl.reduce((flat(count), flat(mean), flat(m2)), 0, combine)
+    mean, rstd = _stats(mean, m2, count, eps, tl.float32, False)
     tl.store(stat + 2 * row, mean)
     tl.store(stat + 2 * row + 1, rstd)
 
@@ -492,6 +353,9 @@ def group_norm_apply_rows(
     row = n * G + c // D
     mean = tl.load(stat + 2 * row, mask=c < C, other=0.0)
     rstd = tl.load(stat + 2 * row + 1, mask=c < C, other=0.0)
+    if EXACT:
+        mean = mean.to(dtype).to(tl.float32)
+        rstd = rstd.to(dtype).to(tl.float32)
     scale, shift = _affine(mean, rstd, tl.load(w + c, mask=c < C, other=0.0), tl.load(b + c, mask=c < C, other=0.0))
     out = _activate(v.to(tl.float32), rv, scale[None, :], shift[None, :], dtype, RES, EXACT)
     tl.store(y + offsets, out, mask=valid)

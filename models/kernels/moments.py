@@ -25,6 +25,12 @@ def add_pairs(a0, a1, b0, b1):
 
 
 @triton.jit
+def flat(x):
+    """x as one dimension: Triton's interpreter reduces a tuple over all axes only so."""
+    return tl.reshape(x, [x.numel])
+
+
+@triton.jit
 def widen_again(x):
     """x as fp32 by another route than a cast for bf16, so that the compiler keeps the 2-byte value alive and not the 4-byte one."""
     if x.dtype == tl.bfloat16:
@@ -42,7 +48,8 @@ def tile_moments(x, valid, count):
     n = tl.maximum(count, 1.0)
     pivot = tl.sum(x.to(tl.float32)) / n
     d = tl.where(valid, widen_again(x) - pivot, 0.0)
-    s, q = tl.reduce((d, d * d), None, add_pairs)
+    d = flat(d)
+    s, q = tl.reduce((d, d * d), 0, add_pairs)
     e = s / n
     return pivot + e, tl.maximum(q - s * e, 0.0)
 
@@ -74,7 +81,7 @@ def run_moments(ptr, length, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.
     n = (tl.maximum(length - lane, 0) + (BLOCK - 1)) // BLOCK
     n = n.to(tl.float32)
     e = s / tl.maximum(n, 1.0)
-    _, mean, m2 = tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), None, combine)
+    _, mean, m2 = tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), 0, combine)
     return mean, m2
 
 
@@ -98,4 +105,4 @@ def merge_parts(means, m2s, parts, across, D, P, step, CH: tl.constexpr, LANES: 
         mb = tl.load(means + k, mask=live, other=0.0, cache_modifier=".cg")
         qb = tl.load(m2s + k, mask=live, other=0.0, cache_modifier=".cg")
         n, mean, m2 = combine(n, mean, m2, nb, mb, qb)
-    return tl.reduce((n, mean, m2), None, combine)
+    return tl.reduce((n, mean, m2), 0, combine)

@@ -2,9 +2,8 @@
 
 from math import ceil
 
-from torch import Tensor
-
 import jitd
+from torch import Tensor
 
 KERNEL = jitd.Kernel("outside.kernels", "scale_kernel")
 
@@ -40,7 +39,8 @@ ELEMENTWISE = jitd.Variant(
 
 
 def next_power_of_two(call):
-    return call.replace(x=call.x.like(shape=(1 << (call.x.numel - 1).bit_length(),)))
+    shape = (1 << (call.x.numel - 1).bit_length(),)
+    return call.replace(x=call.x.like(shape=shape, aligned=True))
 
 
 @jitd.op(

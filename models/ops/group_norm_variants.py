@@ -1,0 +1,406 @@
+"""How GroupNorm + SiLU is computed: variants, their launches and their spaces.
+
+A constexpr may depend on a call only through its bucket (`bucket_P`): whatever follows the exact
+length would compile anew for every new one.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from ...autotune.space import Space
+from ...jit.declare import Device, Kernel, Launch, Params, Plan, Pointer, Problem, Variant, Workspace
+from ...jit.sign import ITEM_BYTES, Call, TensorSpec
+from .group_norm_problem import GroupNormProblem, next_power_of_two, problem_of, round_up
+
+_MODULE = "jitd.models.kernels.group_norm"
+_STATS_BLOCK = 1024  # lanes of the statistics: 4 warps, 8 elements a thread, 4 loads in flight
+_DTYPES = ("bf16", "fp16", "fp32")
+_MAX_POSITIONS = (1 << 31) - 1  # positions are counted in 32 bits, elements in 64
+
+
+def output(call: Call) -> TensorSpec:
+    """y: in the layout of x if that is channels_last, else contiguous."""
+    layout = call.x.layout if call.x.layout.startswith("channels_last") else "contiguous"
+    return TensorSpec.with_layout(call.x.dtype, call.x.shape, layout)
+
+
+def _unfit(call: Call) -> str | None:
+    if call.x.dtype not in _DTYPES:
+        return f"dtype {call.x.dtype}"
+    if call.x.numel // (call.x.shape[0] * call.x.shape[1]) > _MAX_POSITIONS // 2:
+        return "more than 2^30 positions"
+    return None
+
+
+def _contiguous_only(call: Call) -> str | None:
+    if call.x.layout.startswith("channels_last"):
+        return "x is channels_last"
+    return _unfit(call)
+
+
+def _channels_last_only(call: Call) -> str | None:
+    if not call.x.layout.startswith("channels_last"):
+        return "x is not channels_last"
+    return _unfit(call)
+
+
+def _short_rows_only(call: Call) -> str | None:
+    reason = _contiguous_only(call)
+    if reason is None and problem_of(call).row_elements >= 1 << 31:
+        return "a group of 2^31 elements"
+    return reason
+
+
+def _tensors(problem: GroupNormProblem) -> dict[str, Any]:
+    """The arguments that every kernel with a residual takes."""
+    view = problem.residual
+    return {
+        "x": Pointer("x"),
+        "r": Pointer("x" if view.mode == "none" else "residual"),
+        "w": Pointer("weight"),
+        "b": Pointer("bias"),
+        "y": Pointer("y"),
+        "P": problem.P,
+        "D": problem.D,
+        "G": problem.G,
+        "rs_n": view.batch,
+        "rs_c": view.channel,
+        "rs_o": view.outer,
+        "inner": view.inner,
+        "VEC": problem.vec,
+        "RVEC": view.vec if view.mode != "none" else problem.vec,
+        "RES": view.mode,
+    }
+
+
+def _plan(
+    call: Call, problem: GroupNormProblem, launches: list[Launch], **workspaces: Workspace
+) -> Plan:
+    return Plan(
+        outputs={"y": output(call)},
+        launches=launches,
+        workspaces=workspaces,
+        contiguous=problem.copied,
+    )
+
+
+# -- split: one launch, a row held in registers by several programs ---------------------------
+
+
+def plan_split(call: Call, params: Params, device: Device) -> Plan:
+    """ACROSS programs along the positions times cdiv(D, CH) along the channels of each row."""
+    problem = problem_of(call)
+    step = _split_step(problem.P, params["ACROSS"], problem.vec)
+    across = ceil(problem.P / step)
+    down = ceil(problem.D / params["CH"])
+    most = params["ACROSS"] * down  # programs a row at the bucket's size, what LANES is made for
+    launch = Launch(
+        kernel=Kernel(_MODULE, "group_norm_split"),
+        grid=(problem.rows * across * down, 1, 1),
+        args={
+            **_tensors(problem),
+            "EXACT": call.numerics == "exact",
+            "ws": Pointer("parts"),
+            "bar": Pointer("barrier"),
+            "step": step,
+            "across": across,
+            "down": down,
+            "eps": call.eps,
+            "CH": params["CH"],
+            "BLOCK": _split_block(problem, params["ACROSS"]),
+            "LANES": 1 if most == 1 else max(32, next_power_of_two(most)),
+            "EARLY": params["EARLY"],
+        },
+        num_warps=params["num_warps"],
+        max_registers=params["REGISTERS"] or None,
+        cooperative=most > 1,
+        fp_fusion=call.numerics == "fast",
+    )
+    return _plan(
+        call,
+        problem,
+        [launch],
+        parts=Workspace("fp32", problem.rows * 2 * across * down),
+        barrier=Workspace("i32", problem.rows, zeroed=True),
+    )
+
+
+def _split_step(positions: int, across: int, vec: int) -> int:
+    return round_up(ceil(positions / across), vec if positions < 4096 else max(vec, 8))
+
+
+def _split_block(problem: GroupNormProblem, across: int) -> int:
+    return next_power_of_two(_split_step(problem.bucket_P, across, problem.vec))
+
+
+def _split_where(params: Mapping[str, Any], asked: Problem) -> str | None:
+    problem = problem_of(asked.call)
+    block = _split_block(problem, params["ACROSS"])
+    down = ceil(problem.D / params["CH"])
+    programs = problem.rows * params["ACROSS"] * down
+    tile = params["CH"] * block
+    per_thread = tile / (32 * params["num_warps"])
+    item_bytes = ITEM_BYTES[asked.call.x.dtype]
+    if params["CH"] > next_power_of_two(problem.D):
+        return "more channels than a group has"
+    if params["EARLY"] and problem.residual.mode == "none":
+        return "EARLY without a residual"
+    if not (4 if params["num_warps"] > 1 else 0) <= per_thread <= 256 // item_bytes:
+        return f"{per_thread:g} elements a thread"
+    data = per_thread * item_bytes / 4  # registers that the row's elements take
+    if params["REGISTERS"] and not data <= params["REGISTERS"] - 16 <= 2 * data:
+        return f"{params['REGISTERS']} registers for {data:g} of data"
+    resident = _slots(asked.device, params["num_warps"], params["REGISTERS"] or 20 + data)
+    if programs > resident:
+        return f"{programs} programs, {resident} fit on the card at once"
+    if programs * 3 < asked.device.sm_count and programs < problem.rows * problem.D:
+        return f"{programs} programs for {asked.device.sm_count} SMs"
+    waste = problem.rows * problem.D * problem.bucket_P / (programs * tile)
+    if waste < 0.4:
+        return f"only {waste:.0%} of the tiles is used"
+    return None
+
+
+def _slots(device: Device, num_warps: int, registers: float) -> int:
+    """Programs that may fit on the card at once; an SM has 64 K registers and 64 warps.
+
+    A guess on the generous side: the driver refuses a cooperative launch that does not fit.
+    """
+    per_sm = min(65536 // (registers * 32 * num_warps), 64 // num_warps)
+    return device.sm_count * max(1, int(per_sm))
+
+
+SPLIT = Variant(
+    name="split",
+    plan=plan_split,
+    space=Space(
+        {
+            "CH": [1, 2, 4, 8, 16, 32],
+            "ACROSS": [1, 2, 3, 4, 6, 8, 12, 16],
+            "num_warps": [1, 4, 8, 16],
+            "EARLY": [False, True],
+            "REGISTERS": [0, 80, 128],  # a thread may use; 0: as the compiler likes
+        },
+        where=_split_where,
+        default=lambda asked: {
+            "CH": 4, "ACROSS": 1, "num_warps": 8, "EARLY": False, "REGISTERS": 0,
+        },
+    ),
+    applies=_short_rows_only,
+    gpu_only=True,
+)  # fmt: skip
+
+
+# -- passes: two launches for the rows of a pass, statistics and apply ------------------------
+
+
+def plan_passes(call: Call, params: Params, device: Device) -> Plan:
+    """PASSES times: CHUNKS programs a row take statistics, then a program a tile applies them.
+
+    The rows of one pass should fit into L2, from where apply then reads them. All launches are
+    chained by programmatic dependent launch: each starts as the one in front drains.
+    """
+    problem = problem_of(call)
+    length = problem.row_elements
+    grain = max(problem.vec, 64 if length > 65536 and problem.vec > 1 else 1)
+    run = round_up(ceil(length / params["CHUNKS"]), grain)
+    chunks = ceil(length / run)
+    step, tiles = _tiling(problem, params["BLOCK"])
+    rows = ceil(problem.rows / params["PASSES"])
+    launches: list[Launch] = []
+    for row0 in range(0, problem.rows, rows):
+        count = min(rows, problem.rows - row0)
+        stats = Launch(
+            kernel=Kernel(_MODULE, "group_norm_stats"),
+            grid=(count * chunks, 1, 1),
+            args={
+                "x": Pointer("x"),
+                "ws": Pointer("parts"),
+                "L": length,
+                "run": run,
+                "chunks": chunks,
+                "row0": row0,
+                "BLOCK": _STATS_BLOCK,
+                "UNROLL": 4,
+                "VEC": problem.vec,
+                "HINT": params["HINT"],
+                "PDL": True,
+            },
+            num_warps=4,
+            dependent=row0 > 0,
+            fp_fusion=call.numerics == "fast",
+        )
+        apply = Launch(
+            kernel=Kernel(_MODULE, "group_norm_apply"),
+            grid=(count * problem.D * tiles, 1, 1),
+            args={
+                **_tensors(problem),
+                "ws": Pointer("parts"),
+                "step": step,
+                "tiles": tiles,
+                "run": run,
+                "chunks": chunks,
+                "row0": row0,
+                "eps": call.eps,
+                "BLOCK": params["BLOCK"],
+                "LANES": min(1024, max(32, next_power_of_two(params["CHUNKS"]))),
+                "HINT": params["HINT"],
+                "PDL": True,
+                "EXACT": call.numerics == "exact",
+            },
+            num_warps=params["num_warps"],
+            dependent=True,
+            fp_fusion=call.numerics == "fast",
+        )
+        launches += [stats, apply]
+    return _plan(
+        call, problem, launches, parts=Workspace("fp32", problem.rows * 2 * chunks)
+    )
+
+
+def _tiling(problem: GroupNormProblem, block: int) -> tuple[int, int]:
+    """(step, tiles): positions a tile takes, evened out, and the tiles that cover a channel."""
+    tiles = ceil(problem.P / block)
+    step = round_up(ceil(problem.P / tiles), 64 if problem.P > 4096 else problem.vec)
+    step = min(step, block)
+    return step, ceil(problem.P / step)
+
+
+def _passes_where(params: Mapping[str, Any], asked: Problem) -> str | None:
+    problem = problem_of(asked.call)
+    row = problem.D * problem.bucket_P
+    row_bytes = row * ITEM_BYTES[asked.call.x.dtype]
+    rows = ceil(problem.rows / params["PASSES"])
+    if params["PASSES"] > 1 and rows * row_bytes < 4 << 20:
+        return f"passes of {rows * row_bytes >> 10} KiB: the launches would take longer"
+    if params["PASSES"] > problem.rows:
+        return "more passes than rows"
+    programs = rows * params["CHUNKS"]
+    chunk = row // params["CHUNKS"]
+    if params["CHUNKS"] > 1 and chunk < 2 * _STATS_BLOCK:
+        return f"chunks of {chunk} elements"
+    if programs < asked.device.sm_count and chunk > 16384:
+        return f"{programs} programs for {asked.device.sm_count} SMs"
+    if programs > 12 * asked.device.sm_count and params["CHUNKS"] > 1:
+        return f"{programs} programs for {asked.device.sm_count} SMs"
+    if params["HINT"] and params["PASSES"] == 1:
+        return "a hint to L2 without passes that fit it"
+    if params["BLOCK"] > max(1024, next_power_of_two(problem.bucket_P)):
+        return "a block longer than a channel"
+    if params["BLOCK"] < 2048 < problem.bucket_P:
+        return "short blocks of long channels"
+    if not 8 <= params["BLOCK"] / (32 * params["num_warps"]) <= 64:
+        return "too much or too little for a thread"
+    return None
+
+
+def _passes_default(asked: Problem) -> dict[str, Any]:
+    problem = problem_of(asked.call)
+    row = problem.D * problem.bucket_P
+    chunks = min(64, max(1, next_power_of_two(row // 16384)))
+    block = min(4096, max(1024, next_power_of_two(problem.bucket_P)))
+    return {
+        "PASSES": 1, "CHUNKS": chunks, "HINT": False, "BLOCK": block,
+        "num_warps": 4 if block > 1024 else 2,
+    }  # fmt: skip
+
+
+PASSES = Variant(
+    name="passes",
+    plan=plan_passes,
+    space=Space(
+        {
+            "PASSES": [1, 4, 8, 16, 32],
+            "CHUNKS": [1, 2, 4, 8, 16, 32, 64, 128, 256],
+            "HINT": [False, True],
+            "BLOCK": [1024, 2048, 4096],
+            "num_warps": [2, 4],
+        },
+        where=_passes_where,
+        default=_passes_default,
+    ),
+    applies=_contiguous_only,
+)
+
+
+# -- rows: channels_last, three launches ------------------------------------------------------
+
+
+def plan_rows(call: Call, params: Params, device: Device) -> Plan:
+    problem = problem_of(call)
+    columns = min(params["COLUMNS"], next_power_of_two(problem.C))
+    cols = ceil(problem.C / columns)
+    chunks = ceil(problem.P / params["RUN"])
+    tiles = ceil(problem.P / params["ROWS"])
+    fusion = call.numerics == "fast"
+    shape = {"P": problem.P, "D": problem.D, "G": problem.G}
+    stats = Launch(
+        kernel=Kernel(_MODULE, "group_norm_stats_rows"),
+        grid=(problem.N * chunks * cols, 1, 1),
+        args={
+            **shape,
+            "x": Pointer("x"),
+            "ws": Pointer("parts"),
+            "run": params["RUN"],
+            "chunks": chunks,
+            "cols": cols,
+            "BR": 8,
+            "BC": columns,
+            "VEC": problem.vec,
+        },
+        num_warps=params["num_warps"],
+        fp_fusion=fusion,
+    )
+    join = Launch(
+        kernel=Kernel(_MODULE, "group_norm_join_rows"),
+        grid=(problem.rows, 1, 1),
+        args={
+            **shape,
+            "ws": Pointer("parts"),
+            "stat": Pointer("stat"),
+            "run": params["RUN"],
+            "chunks": chunks,
+            "eps": call.eps,
+            "BK": 64,
+            "BD": next_power_of_two(problem.D),
+        },
+        num_warps=4,
+        fp_fusion=fusion,
+    )
+    args = {**_tensors(problem), "EXACT": call.numerics == "exact"}
+    del args["RVEC"]
+    apply = Launch(
+        kernel=Kernel(_MODULE, "group_norm_apply_rows"),
+        grid=(problem.N * tiles * cols, 1, 1),
+        args={
+            **args,
+            "stat": Pointer("stat"),
+            "tiles": tiles,
+            "cols": cols,
+            "BR": params["ROWS"],
+            "BC": columns,
+        },
+        num_warps=params["num_warps"],
+        fp_fusion=fusion,
+    )
+    return _plan(
+        call,
+        problem,
+        [stats, join, apply],
+        parts=Workspace("fp32", problem.N * 2 * chunks * problem.C),
+        stat=Workspace("fp32", problem.rows * 2),
+    )
+
+
+ROWS = Variant(
+    name="rows",
+    plan=plan_rows,
+    space=Space(
+        {"RUN": [32, 64, 128, 256], "ROWS": [8, 16, 32], "COLUMNS": [512], "num_warps": [4, 8]},
+        default=lambda asked: {"RUN": 64, "ROWS": 16, "COLUMNS": 512, "num_warps": 8},
+    ),
+    applies=_channels_last_only,
+)
+
+VARIANTS = (PASSES, SPLIT, ROWS)

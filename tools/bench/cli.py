@@ -1,0 +1,170 @@
+"""The command line: `python -m jitd.tools.bench`. Imports torch only for what needs it."""
+
+# ruff: noqa: PLC0415 - each command imports what it measures
+import logging
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...cache.errors import JitdError
+from .environment import NoGpu, gpu, need_torch_with_cuda
+from .peers import BadPeer, resolve_peers
+
+app = typer.Typer(
+    name="bench",
+    help="Benchmarks of jitd. Each needs an NVIDIA GPU and prints one table.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Dtype(StrEnum):
+    """The dtypes that the kernels take."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse before minutes of measuring what could not be written after them."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}.")
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the figures and the environment here, too.",
+        callback=_in_a_folder,
+    ),
+]
+
+
+@app.command("group_norm")
+def group_norm(
+    dtype: Annotated[Dtype, typer.Option(help="Of x, weight and bias.")] = Dtype.BF16,
+    add: Annotated[
+        bool, typer.Option("--add", help="With a residual: group_norm_add_silu.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Another implementation, called as f(x, weight, bias, groups, eps), with --add "
+            "as f(x, residual, weight, bias, groups, eps). Can be given several times.",
+        ),
+    ] = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: rough figures.")] = False,
+    json: Json = None,
+) -> None:
+    """GroupNorm + SiLU at the shapes of real models, against eager, torch.compile and peers.
+
+    The first run on a card tunes every shape. Every contender is checked before it is timed.
+
+    \b
+    Example:
+      python -m jitd.tools.bench group_norm --peer sglang_norm:group_norm_silu --json gn.json
+    """
+    try:
+        peers = resolve_peers(peer or [])
+    except BadPeer as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from error
+
+    def measure() -> bool:
+        from .group_norm import run
+
+        return run(
+            dtype=dtype.value,
+            add=add,
+            peers=peers,
+            with_compile=not no_compile,
+            quick=quick,
+            json=json,
+        )
+
+    _measure(measure)
+
+
+@app.command("host")
+def host(
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """What a call costs the CPU: torch, Triton, the driver's bindings, jitd's ops in parts.
+
+    \b
+    Example:
+      python -m jitd.tools.bench host --json host.json
+    """
+
+    def measure() -> bool:
+        from .host import run
+
+        return run(with_compile=not no_compile, json=json)
+
+    _measure(measure)
+
+
+@app.command("start")
+def start(
+    processes: Annotated[int, typer.Option(min=1, help="How many to measure.")] = 5,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A jitd cache; what is missing in it is tuned first. Default: a temporary one.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """What a fresh process waits for before its first kernels, with a warm cache.
+
+    Each process has an empty PATH and mode strict: no compiler, no Triton, nothing built.
+
+    \b
+    Example:
+      python -m jitd.tools.bench start --cache-dir ~/.cache/jitd
+    """
+
+    def measure() -> bool:
+        from .start import run
+
+        return run(processes=processes, cache_dir=cache_dir, json=json)
+
+    _measure(measure, torch_here=False)
+
+
+def _measure(measure: Callable[[], bool], *, torch_here: bool = True) -> None:
+    """Exit 0 if every row was measured, else 1; without a GPU say so in one line."""
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("jitd").setLevel(logging.INFO)
+    try:
+        gpu()
+        if torch_here:
+            need_torch_with_cuda()
+        good = measure()
+    except (NoGpu, JitdError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    if not good:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point of `python -m jitd.tools.bench`."""
+    app(prog_name="python -m jitd.tools.bench")

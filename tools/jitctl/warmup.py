@@ -1,0 +1,213 @@
+"""`jitctl warmup`: its options, and its report. The work is in `warming`."""
+
+import os
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...cache.store import Store
+from ...jit.settings import Settings
+from ...jit.stats import STATS
+from ...jit.toolchain import toolchain
+from ...models import catalog
+from . import folder
+from .output import count, microseconds, note, percent, say, say_json, table, times
+
+if TYPE_CHECKING:
+    from ...jit.warm import Row
+    from .warming import Outcome, Wanted
+
+
+class Dtype(StrEnum):
+    """As the signatures print them."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Mode(StrEnum):
+    """What to do for each signature."""
+
+    tune = "tune"
+    compile = "compile"
+
+
+def warmup(
+    model: Annotated[
+        str | None, typer.Option(help=f"Model: {', '.join(catalog.MODELS)}.", metavar="NAME")
+    ] = None,
+    signature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A printed signature, as in an error or a log. Repeatable.", metavar="TEXT"
+        ),
+    ] = None,
+    workload: Annotated[
+        Path | None, typer.Option(help="A file that Workload.save() wrote.", metavar="FILE")
+    ] = None,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", help="Module that declares ops outside jitd. Repeatable.", metavar="MODULE"
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Size of the finished video, or a preset's name; repeatable. All presets if none.",
+            metavar="HxWxF",
+        ),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the model's weights.")] = Dtype.bf16,
+    version: Annotated[
+        str | None, typer.Option(help="Version of the model; the newest if none.", metavar="N.N")
+    ] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compile for this architecture; repeatable. sm_90 where there is no GPU.",
+            metavar="sm_NN",
+        ),
+    ] = None,
+    device: Annotated[
+        int | None,
+        typer.Option(help="CUDA index of the GPU to tune on; 0 if none.", min=0, metavar="N"),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Compile workers; all cores if none.", min=1, metavar="N")
+    ] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="Tune on the GPU (the default with one), or compile only."),
+    ] = None,
+    space: Annotated[
+        bool,
+        typer.Option("--space", help="Compile every candidate, not only the default config."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is missing; compile and tune nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compile, tune and check what a model needs, before it runs.
+
+    On a GPU every signature is tuned there. Without one it is compiled for --arch, and the first
+    run on a GPU has only to tune and check. A second warmup answers at once.
+
+    \b
+    Examples:
+      jitctl warmup --model ltx2
+      jitctl warmup --model ltx2 --size 512x768x121 --arch sm_90 --arch sm_100
+      jitctl warmup --signature 'group_norm_silu[bf16](1x1024x16x32x48, groups=32)'
+    """
+    from . import warming  # noqa: PLC0415  (40 ms that the other commands do not need)
+
+    settings = Settings.read(jobs=jobs)
+    wanted = warming.wanted(
+        model,
+        sizes=size or (),
+        dtype=dtype.value,
+        version=version,
+        signatures=signature or (),
+        workload=workload,
+        imports=imports or (),
+    )
+    work, targets = warming.targets(
+        arch or (), device, mode.value if mode else None, whole_space=space
+    )
+    place = folder.cache_dir(settings)
+    if dry_run:
+        store: Store = folder.open_for_reading(place) or Store(place)
+    else:
+        store = folder.open_for_writing(place)
+    outcomes = warming.warmed(
+        store, settings, wanted, work, targets, whole_space=space, dry_run=dry_run
+    )
+
+    if as_json:
+        say_json(
+            {
+                "name": wanted.name,
+                "mode": work,
+                "dry_run": dry_run,
+                "cache_dir": str(store.root),
+                "toolchain": toolchain(),
+                "targets": [outcome.document() for outcome in outcomes],
+                "stats": STATS.snapshot(),
+            }
+        )
+    else:
+        for outcome in outcomes:
+            _report(outcome, wanted, work, store.root, dry_run=dry_run)
+    if not dry_run and any(outcome.failed for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _report(
+    outcome: "Outcome", wanted: "Wanted", work: str, root: os.PathLike[str], *, dry_run: bool
+) -> None:
+    rows, where = outcome.rows, str(outcome.device)
+    if not outcome.device.uuid:
+        where = f"{outcome.device.target} (as if on an {outcome.device.name})"
+    if outcome.from_receipt:
+        say(f"{wanted.name} for {where}: nothing to do, all of it is in {root}")
+    else:
+        say(f"{wanted.name} for {where}, in {root}")
+    say()
+    _rows(rows, work, dry_run=dry_run)
+    say()
+    for row in rows:
+        if row.status == "failed":
+            note(f"failed: {row.signature}: {row.detail}")
+    if not dry_run:
+        say(_next(outcome, wanted, work, root))
+
+
+def _rows(rows: Sequence["Row"], work: str, *, dry_run: bool) -> None:
+    first = [(row.signature, row.calls, row.config or "-") for row in rows]
+    columns: tuple[str, ...]
+    rest: list[tuple[str, ...]]
+    if dry_run:
+        columns, rest = ("missing",), [(row.detail,) for row in rows]
+    elif work == "tune":
+        columns = ("status", "us", "of floor", "x eager")
+        rest = [
+            (row.status, microseconds(row.us), percent(row.floor_share), times(row.speedup))
+            for row in rows
+        ]
+    else:
+        columns, rest = ("status", "binaries"), [(row.status, _binaries(row)) for row in rows]
+    table(
+        ("signature", "calls", "config", *columns),
+        [(*one, *other) for one, other in zip(first, rest, strict=True)],
+        right=("calls", "us", "of floor", "x eager", "binaries"),
+    )
+
+
+def _binaries(row: "Row") -> str:
+    return "-" if row.status == "failed" else row.detail.removesuffix(" binaries")
+
+
+def _next(outcome: "Outcome", wanted: "Wanted", work: str, root: os.PathLike[str]) -> str:
+    """What to do now, in one line."""
+    if outcome.failed:
+        return (
+            f"{count(outcome.failed, 'signature')} of {len(outcome.rows)} failed; there the "
+            "reference answers, and a model still runs. Warm again to try again."
+        )
+    if work == "tune":
+        return (
+            f"Warm on {outcome.device.name}. To run without ever compiling or tuning: "
+            "JITD_MODE=strict python your_program.py"
+        )
+    if outcome.device.uuid:
+        return f"Compiled. {count(len(outcome.rows), 'signature')} to tune: {wanted.command}"
+    return (
+        f"Next: copy or mount {root} on a machine with an {outcome.device.target} card, such as "
+        f"{outcome.device.name}, as its JITD_CACHE_DIR, and run `{wanted.command}` there: "
+        f"{count(len(outcome.rows), 'signature is', 'signatures are')} left to tune and check."
+    )
