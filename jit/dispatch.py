@@ -164,7 +164,7 @@ class Dispatcher:
         builder = runtime.builder_at(tensors[0].get_device())
         ready = builder.get_or_build(self.op, call, runtime.settings.mode, capturing=capturing)
         loaded = [loaded_once(artifact, builder.device) for artifact in ready.artifacts]
-        return Executable(ready.plan, loaded, call.tensors, builder.device)
+        return Executable(ready.plan, loaded, call.tensors, builder.device).call()
 
     def _by_reference(self, args: tuple[Any, ...], cause: str) -> Any:
         """The reference's answer, counted; for a lasting cause the table learns to ask it."""

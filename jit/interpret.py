@@ -64,11 +64,7 @@ def _default(op: Op, call: Call, device: Device) -> Config | None:
 def _interpreted(module: str, name: str) -> Any:
     if module not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"  # read by @triton.jit when the module is imported
-    imported = importlib.import_module(module)
-    for wait in ("gdc_wait", "gdc_launch_dependents"):
-        if hasattr(imported, wait):  # the interpreter lacks them, and runs launches in order anyway
-            setattr(imported, wait, lambda: None)
-    function = getattr(imported, name)
+    function = getattr(importlib.import_module(module), name)
     if type(function).__name__ != "InterpretedFunction":
         raise NotReady(
             "unsupported", f"{module} was imported without TRITON_INTERPRET=1; start with it set"

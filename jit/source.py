@@ -181,6 +181,10 @@ def _parse(module: str, path: Path, stamp: tuple[int, int]) -> _Module:
             for name in (n for target in targets for n in ast.walk(target)):
                 if isinstance(name, ast.Name):
                     definitions[name.id] = node
+        elif isinstance(node, ast.If):  # the choice is part of what either branch defines
+            for branch in ast.walk(node):
+                if isinstance(branch, ast.FunctionDef):
+                    definitions[branch.name] = node
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 bound = alias.asname or alias.name.partition(".")[0]

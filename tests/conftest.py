@@ -5,6 +5,7 @@ A test that needs what the machine lacks is skipped here, with the reason, and n
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -76,6 +77,9 @@ class _Ran:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background of a shell: children would inherit that they ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(_Ran())
 
 

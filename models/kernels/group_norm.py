@@ -1,4 +1,4 @@
-"""silu(group_norm(x)) and silu(group_norm(x) + residual): in one launch, in passes of two, in three for channels_last.
+"""silu(group_norm(x)) and silu(group_norm(x) + residual): in one launch, in two, in three for channels_last.
 
 Shapes: x, y: (N, C, P) contiguous, P = product of the spatial sizes, bf16|fp16|fp32; weight, bias: (C,) of x's dtype; G groups of
 D = C/G channels; a "row" is one (n, group), D*P contiguous elements. All arithmetic is fp32.
@@ -34,14 +34,14 @@ def _silu(s, PRECISE: tl.constexpr):
     eight of them, two factors of rsqrt are three.
     """
     t = s * -1.4426950216293335
-    e = tl.exp2(t)
+    e = exp2(t)
     if PRECISE:
         lost = tl.fma(s, -1.925963033500e-8, tl.fma(s, -1.4426950216293335, -t))
         # Outside this range e is inf or vanishes against 1, and inf * lost would make a NaN.
         e = tl.where(tl.abs(t) < 126.0, tl.fma(e, lost * 0.6931471805599453, e), e)
         return tl.div_rn(s, 1.0 + e)
     else:
-        root = tl.rsqrt(1.0 + e)
+        root = rsqrt(1.0 + e)
         return (s * root) * root
 
 
@@ -120,10 +120,10 @@ def group_norm_split(
 
     Program k of a row takes channels [k // across * CH, +CH) and positions [k % across * step, +step), step <= BLOCK, as one
     tile; D*P < 2^31; its (mean, M2) (fp32, two-pass) go to ws, the row's programs wait for each other, and each joins all K parts in
-    the same order. Moves: x once, r once, y once (plus 8*K bytes per row). Rounding: see the module.
+    the same order. Moves: x once, r once, y once (plus 12*K bytes per row). Rounding: see the module.
 
     Grid: rows*K, all of them resident at once: launch cooperatively unless K == 1. LANES == 1 means K == 1: no barrier, ws and bar
-    are not touched. ws: fp32[rows, 2, K]. bar: int32[rows], zero before the first launch ever; each use flips the sign bit and leaves the
+    are not touched. ws: fp32[rows, 3, K]. bar: int32[rows], zero before the first launch ever; each use flips the sign bit and leaves the
     other bits zero, so it is never cleared, also when K changes. Two launches that share bar must not overlap.
     EARLY loads r before the wait instead of after.
     """
@@ -155,9 +155,7 @@ def group_norm_split(
     count = (tl.minimum(D - kd * CH, CH) * (end - start)).to(tl.float32)
     mean, m2 = tile_moments(v, valid, count)
     if LANES > 1:
-        means = ws + row.to(tl.int64) * 2 * parts
-        tl.store(means + k, mean)
-        tl.store(means + parts + k, m2)
+        store_part(ws, row, k, parts, count, mean, m2)
         tl.debug_barrier()
         # The master's step carries the low bits over into the sign bit; the others wait to see it change.
         came = tl.atomic_add(bar + row, tl.where(k == 0, (2147483647 - parts) + 2, 1), sem="acq_rel", scope="gpu")
@@ -165,7 +163,7 @@ def group_norm_split(
         while (now ^ came) >= 0:
             now = tl.atomic_add(bar + row, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
-        count, mean, m2 = merge_parts(means, means + parts, parts, across, D, P, step, CH, LANES)
+        count, mean, m2 = merge_parts(ws, row, parts, LANES)
     mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
     scale, shift = _affine(mean, rstd, wv, bv)
     if RES != "none" and not EARLY:
@@ -173,59 +171,43 @@ def group_norm_split(
     tl.store(y + base + offsets, _activate(widen_again(v), rv, scale, shift, dtype, RES, EXACT), mask=valid)
 
 
-@triton.jit(do_not_specialize=["L", "run", "chunks", "row0"])
+@triton.jit(do_not_specialize=["L", "rows", "parts"])
 def group_norm_stats(
-    x, ws, L, run, chunks, row0,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, HINT: tl.constexpr,
-    PDL: tl.constexpr,
+    x, ws, L, rows, parts,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of rows of L = D*P contiguous elements, `chunks` = cdiv(L, run) programs a row; half of a pass.
+    """Statistics of rows of L = D*P contiguous elements, `parts` programs a row; the first of two launches.
 
-    fp32, pivoted sums per lane. Moves: x once. Grid: rows of the pass * chunks, from row0 on. ws: fp32[all rows, 2, chunks], (mean, M2) of
-    each run. HINT asks L2 to keep x.
-
-    PDL: the launch behind may start early, and this one may start before the apply of the pass in front has ended: it shares nothing
-    with it but x. It ends after it, so that waiting for this launch is waiting for all in front.
+    fp32, pivoted sums per lane. Part k takes tiles k, k + parts, ... of BLOCK*UNROLL elements, so that neighbouring programs read
+    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count, mean, M2 of each part.
     """
-    if PDL:
-        gdc_launch_dependents()
-    run = (run // VEC) * VEC
-    row = row0 + tl.program_id(0) // chunks
-    k = tl.program_id(0) % chunks
-    first = k.to(tl.int64) * run
-    length = tl.minimum(L - first, run).to(tl.int32)
-    base = ((row.to(tl.int64) * L + first) // VEC) * VEC
-    mean, m2 = run_moments(x + base, length, BLOCK, UNROLL, VEC, "evict_last" if HINT else "")
-    means = ws + row.to(tl.int64) * 2 * chunks
-    tl.store(means + k, mean)
-    tl.store(means + chunks + k, m2)
-    if PDL:
-        gdc_wait()
+    let_next_start()
+    row = tl.program_id(0) % rows
+    k = tl.program_id(0) // rows
+    tile: tl.constexpr = BLOCK * UNROLL
+    base = x + ((row.to(tl.int64) * L) // VEC) * VEC
+    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, BLOCK, UNROLL, VEC, "")
+    store_part(ws, row, k, parts, count, mean, m2)
 
 
-@triton.jit(do_not_specialize=["P", "D", "G", "step", "tiles", "run", "chunks", "row0", *_STRIDES])
+@triton.jit(do_not_specialize=["P", "D", "G", "step", "tiles", "parts", *_STRIDES])
 def group_norm_apply(
-    x, r, w, b, y, ws, P, D, G, step, tiles, run, chunks, row0, rs_n, rs_c, rs_o, inner, eps,
+    x, r, w, b, y, ws, P, D, G, step, tiles, parts, rs_n, rs_c, rs_o, inner, eps,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr, RES: tl.constexpr,
-    HINT: tl.constexpr, PDL: tl.constexpr, EXACT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the other half of a pass.
+    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the second of two launches.
 
-    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are scalars. It joins its row's `chunks` parts
-    in order, LANES at a time. Programs go from the last tile to the first: what the statistics read last is still in L2.
-    Moves: x once (from L2 where the rows of a pass fit), r once, y once. Rounding: see the module.
-    Grid: rows of the pass * D * tiles, tiles = cdiv(P, step), from row0 on.
-    HINT: x is loaded as evict_first and y stored so.
-    PDL: x and r are loaded before gdc_wait: neither may be written by the launch in front.
+    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are scalars. It joins its row's parts itself,
+    in order, LANES at a time. Programs go from the last tile to the first, as what was read last may still be in L2.
+    Moves: x once, r once, y once. Rounding: see the module. Grid: N*C*tiles, tiles = cdiv(P, step).
+    Launched as a programmatic dependent: x and r are loaded while the statistics end, so that launch must write neither.
     """
-    if PDL:
-        gdc_launch_dependents()
     P = (P // VEC) * VEC
     step = (step // VEC) * VEC
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     nc = pid // tiles
     start = (pid - nc * tiles) * step
-    nc += row0 * D
     row = nc // D
     n = row // G
     c = nc - n * G * D
@@ -233,22 +215,18 @@ def group_norm_apply(
     p = start + tl.arange(0, BLOCK)
     valid = p < tl.minimum(start + step, P)
     at = nc.to(tl.int64) * P
-    v = tl.load(x + at + p, mask=valid, other=0.0, eviction_policy="evict_first" if HINT else "")
+    v = tl.load(x + at + p, mask=valid, other=0.0)
     rv = v
     if RES != "none":
         r_at = _channel(n, c, D * G, P, rs_n, rs_c, RVEC, RES)
-        rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0,
-                     eviction_policy="evict_first" if HINT else "")  # fmt: skip
+        rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0)
     wv = tl.load(w + c)
     bv = tl.load(b + c)
-    if PDL:
-        gdc_wait()
-    means = ws + row.to(tl.int64) * 2 * chunks
-    count, mean, m2 = merge_parts(means, means + chunks, chunks, chunks, 1, D.to(tl.int64) * P, run, 1, LANES)
+    wait_for_previous()
+    count, mean, m2 = merge_parts(ws, row, parts, LANES)
     mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
     scale, shift = _affine(mean, rstd, wv, bv)
-    tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid,
-             eviction_policy="evict_first" if HINT else "")  # fmt: skip
+    tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid)
 
 
 @triton.jit(do_not_specialize=["P", "D", "G", "run", "chunks", "cols"])

@@ -55,54 +55,63 @@ def tile_moments(x, valid, count):
 
 
 @triton.jit
-def run_moments(ptr, length, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, POLICY: tl.constexpr):
-    """(mean, M2) of `length` (< 2^31, a multiple of VEC) contiguous elements at `ptr`, streamed once.
+def run_moments(ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, POLICY: tl.constexpr):
+    """(count, mean, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of `length` (a multiple of VEC) at `ptr`.
 
     Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as that pivot is
     one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the mean. Lanes join by `combine`.
     """
+    TILE: tl.constexpr = BLOCK * UNROLL
     length = (length // VEC) * VEC
     lane = tl.arange(0, BLOCK)
-    pivot = tl.load(ptr + lane, mask=lane < length, other=0.0, eviction_policy=POLICY).to(tl.float32)
+    pivot = tl.load(ptr + first + lane, mask=first + lane < length, other=0.0, eviction_policy=POLICY).to(tl.float32)
+    n = tl.zeros([BLOCK], tl.float32)
     s = tl.zeros([BLOCK], tl.float32)
     q = tl.zeros([BLOCK], tl.float32)
-    whole = BLOCK + (tl.maximum(length - BLOCK, 0) // (BLOCK * UNROLL)) * (BLOCK * UNROLL)
-    for i in range(BLOCK, whole, BLOCK * UNROLL):
+    whole = (length // TILE) * TILE
+    for i in range(first, whole, stride):
         for u in tl.static_range(UNROLL):
-            d = tl.load(ptr + (i + u * BLOCK) + lane, eviction_policy=POLICY).to(tl.float32) - pivot
+            d = tl.load(ptr + i + (u * BLOCK + lane), eviction_policy=POLICY).to(tl.float32) - pivot
             s += d
             q = tl.fma(d, d, q)
-    for i in range(whole, length, BLOCK):
-        valid = i + lane < length
-        v = tl.load(ptr + i + lane, mask=valid, other=0.0, eviction_policy=POLICY).to(tl.float32)
-        d = tl.where(valid, v - pivot, 0.0)
-        s += d
-        q = tl.fma(d, d, q)
-    n = (tl.maximum(length - lane, 0) + (BLOCK - 1)) // BLOCK
-    n = n.to(tl.float32)
+        n += UNROLL
+    if (whole < length) & ((whole - first) % stride == 0) & (whole >= first):
+        for u in tl.static_range(UNROLL):
+            at = whole + (u * BLOCK + lane)
+            valid = at < length
+            v = tl.load(ptr + at, mask=valid, other=0.0, eviction_policy=POLICY).to(tl.float32)
+            d = tl.where(valid, v - pivot, 0.0)
+            s += d
+            q = tl.fma(d, d, q)
+            n += valid.to(tl.float32)
     e = s / tl.maximum(n, 1.0)
-    _, mean, m2 = tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), 0, combine)
-    return mean, m2
+    return tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), None, combine)
 
 
 @triton.jit
-def merge_parts(means, m2s, parts, across, D, P, step, CH: tl.constexpr, LANES: tl.constexpr):
-    """(count, mean, M2) of `parts` partial results written by other programs, joined in a fixed order.
+def store_part(ws, row, k, parts, count, mean, m2):
+    """Write part k of a row to ws: fp32[rows, 3, parts]."""
+    at = ws + row.to(tl.int64) * 3 * parts + k
+    tl.store(at, count)
+    tl.store(at + parts, mean)
+    tl.store(at + 2 * parts, m2)
 
-    Part k covers channels [k // across * CH, +CH) of D and positions [k % across * step, +step) of P, which gives its
-    count. Loads bypass L1 (.cg): the parts may have been written during this launch.
+
+@triton.jit
+def merge_parts(ws, row, parts, LANES: tl.constexpr):
+    """(count, mean, M2) of the parts of a row, joined in a fixed order.
+
+    Loads bypass L1 (.cg): the parts may have been written during this launch.
     """
     lane = tl.arange(0, LANES)
     n = tl.zeros([LANES], tl.float32)
     mean = tl.zeros([LANES], tl.float32)
     m2 = tl.zeros([LANES], tl.float32)
     for i in range(0, parts, LANES):
-        k = i + lane
-        live = k < parts
-        row = k // across
-        nb = tl.minimum(D - row * CH, CH) * tl.minimum(P - (k - row * across).to(tl.int64) * step, step)
-        nb = tl.where(live, nb, 0).to(tl.float32)
-        mb = tl.load(means + k, mask=live, other=0.0, cache_modifier=".cg")
-        qb = tl.load(m2s + k, mask=live, other=0.0, cache_modifier=".cg")
+        at = ws + row.to(tl.int64) * 3 * parts + i + lane
+        live = i + lane < parts
+        nb = tl.load(at, mask=live, other=0.0, cache_modifier=".cg")
+        mb = tl.load(at + parts, mask=live, other=0.0, cache_modifier=".cg")
+        qb = tl.load(at + 2 * parts, mask=live, other=0.0, cache_modifier=".cg")
         n, mean, m2 = combine(n, mean, m2, nb, mb, qb)
-    return tl.reduce((n, mean, m2), 0, combine)
+    return tl.reduce((n, mean, m2), None, combine)

@@ -14,7 +14,6 @@ from ...jit.sign import ITEM_BYTES, Call, TensorSpec
 from .group_norm_problem import GroupNormProblem, next_power_of_two, problem_of, round_up
 
 _MODULE = "jitd.models.kernels.group_norm"
-_STATS_BLOCK = 1024  # lanes of the statistics: 4 warps, 8 elements a thread, 4 loads in flight
 _DTYPES = ("bf16", "fp16", "fp32")
 _MAX_POSITIONS = (1 << 31) - 1  # positions are counted in 32 bits, elements in 64
 
@@ -121,7 +120,7 @@ def plan_split(call: Call, params: Params, device: Device) -> Plan:
         call,
         problem,
         [launch],
-        parts=Workspace("fp32", problem.rows * 2 * across * down),
+        parts=Workspace("fp32", problem.rows * 3 * across * down),
         barrier=Workspace("i32", problem.rows, zeroed=True),
     )
 
@@ -192,71 +191,53 @@ SPLIT = Variant(
 )  # fmt: skip
 
 
-# -- passes: two launches for the rows of a pass, statistics and apply ------------------------
+# -- two launches: statistics, then apply -----------------------------------------------------
 
 
-def plan_passes(call: Call, params: Params, device: Device) -> Plan:
-    """PASSES times: CHUNKS programs a row take statistics, then a program a tile applies them.
+def plan_two_launch(call: Call, params: Params, device: Device) -> Plan:
+    """PARTS programs a row take its statistics; then a program a tile of one channel applies them.
 
-    The rows of one pass should fit into L2, from where apply then reads them. All launches are
-    chained by programmatic dependent launch: each starts as the one in front drains.
+    The second launch is a programmatic dependent of the first: it loads while that one drains.
     """
     problem = problem_of(call)
-    length = problem.row_elements
-    grain = max(problem.vec, 64 if length > 65536 and problem.vec > 1 else 1)
-    run = round_up(ceil(length / params["CHUNKS"]), grain)
-    chunks = ceil(length / run)
     step, tiles = _tiling(problem, params["BLOCK"])
-    rows = ceil(problem.rows / params["PASSES"])
-    launches: list[Launch] = []
-    for row0 in range(0, problem.rows, rows):
-        count = min(rows, problem.rows - row0)
-        stats = Launch(
-            kernel=Kernel(_MODULE, "group_norm_stats"),
-            grid=(count * chunks, 1, 1),
-            args={
-                "x": Pointer("x"),
-                "ws": Pointer("parts"),
-                "L": length,
-                "run": run,
-                "chunks": chunks,
-                "row0": row0,
-                "BLOCK": _STATS_BLOCK,
-                "UNROLL": 4,
-                "VEC": problem.vec,
-                "HINT": params["HINT"],
-                "PDL": True,
-            },
-            num_warps=4,
-            dependent=row0 > 0,
-            fp_fusion=call.numerics == "fast",
-        )
-        apply = Launch(
-            kernel=Kernel(_MODULE, "group_norm_apply"),
-            grid=(count * problem.D * tiles, 1, 1),
-            args={
-                **_tensors(problem),
-                "ws": Pointer("parts"),
-                "step": step,
-                "tiles": tiles,
-                "run": run,
-                "chunks": chunks,
-                "row0": row0,
-                "eps": call.eps,
-                "BLOCK": params["BLOCK"],
-                "LANES": min(1024, max(32, next_power_of_two(params["CHUNKS"]))),
-                "HINT": params["HINT"],
-                "PDL": True,
-                "EXACT": call.numerics == "exact",
-            },
-            num_warps=params["num_warps"],
-            dependent=True,
-            fp_fusion=call.numerics == "fast",
-        )
-        launches += [stats, apply]
-    return _plan(
-        call, problem, launches, parts=Workspace("fp32", problem.rows * 2 * chunks)
+    fusion = call.numerics == "fast"
+    stats = Launch(
+        kernel=Kernel(_MODULE, "group_norm_stats"),
+        grid=(params["PARTS"] * problem.rows, 1, 1),
+        args={
+            "x": Pointer("x"),
+            "ws": Pointer("parts"),
+            "L": problem.row_elements,
+            "rows": problem.rows,
+            "parts": params["PARTS"],
+            "BLOCK": params["STATS_BLOCK"],
+            "UNROLL": 4,
+            "VEC": problem.vec,
+        },
+        num_warps=params["STATS_BLOCK"] // 256,
+        fp_fusion=fusion,
     )
+    apply = Launch(
+        kernel=Kernel(_MODULE, "group_norm_apply"),
+        grid=(problem.N * problem.C * tiles, 1, 1),
+        args={
+            **_tensors(problem),
+            "ws": Pointer("parts"),
+            "step": step,
+            "tiles": tiles,
+            "parts": params["PARTS"],
+            "eps": call.eps,
+            "BLOCK": params["BLOCK"],
+            "LANES": max(32, params["PARTS"]),
+            "EXACT": call.numerics == "exact",
+        },
+        num_warps=params["num_warps"],
+        dependent=True,
+        fp_fusion=fusion,
+    )
+    parts = Workspace("fp32", problem.rows * 3 * params["PARTS"])
+    return _plan(call, problem, [stats, apply], parts=parts)
 
 
 def _tiling(problem: GroupNormProblem, block: int) -> tuple[int, int]:
@@ -267,25 +248,16 @@ def _tiling(problem: GroupNormProblem, block: int) -> tuple[int, int]:
     return step, ceil(problem.P / step)
 
 
-def _passes_where(params: Mapping[str, Any], asked: Problem) -> str | None:
+def _two_launch_where(params: Mapping[str, Any], asked: Problem) -> str | None:
     problem = problem_of(asked.call)
     row = problem.D * problem.bucket_P
-    row_bytes = row * ITEM_BYTES[asked.call.x.dtype]
-    rows = ceil(problem.rows / params["PASSES"])
-    if params["PASSES"] > 1 and rows * row_bytes < 4 << 20:
-        return f"passes of {rows * row_bytes >> 10} KiB: the launches would take longer"
-    if params["PASSES"] > problem.rows:
-        return "more passes than rows"
-    programs = rows * params["CHUNKS"]
-    chunk = row // params["CHUNKS"]
-    if params["CHUNKS"] > 1 and chunk < 2 * _STATS_BLOCK:
-        return f"chunks of {chunk} elements"
-    if programs < asked.device.sm_count and chunk > 16384:
+    programs, part = problem.rows * params["PARTS"], row // params["PARTS"]
+    if params["PARTS"] > 1 and part < 2 * params["STATS_BLOCK"]:
+        return f"parts of {part} elements"
+    if programs < asked.device.sm_count and part > 16384:
         return f"{programs} programs for {asked.device.sm_count} SMs"
-    if programs > 12 * asked.device.sm_count and params["CHUNKS"] > 1:
+    if programs > 16 * asked.device.sm_count and params["PARTS"] > 1:
         return f"{programs} programs for {asked.device.sm_count} SMs"
-    if params["HINT"] and params["PASSES"] == 1:
-        return "a hint to L2 without passes that fit it"
     if params["BLOCK"] > max(1024, next_power_of_two(problem.bucket_P)):
         return "a block longer than a channel"
     if params["BLOCK"] < 2048 < problem.bucket_P:
@@ -295,30 +267,30 @@ def _passes_where(params: Mapping[str, Any], asked: Problem) -> str | None:
     return None
 
 
-def _passes_default(asked: Problem) -> dict[str, Any]:
+def _two_launch_default(asked: Problem) -> dict[str, Any]:
     problem = problem_of(asked.call)
     row = problem.D * problem.bucket_P
-    chunks = min(64, max(1, next_power_of_two(row // 16384)))
     block = min(4096, max(1024, next_power_of_two(problem.bucket_P)))
     return {
-        "PASSES": 1, "CHUNKS": chunks, "HINT": False, "BLOCK": block,
+        "PARTS": min(64, max(1, next_power_of_two(row // 16384))),
+        "STATS_BLOCK": 1024,
+        "BLOCK": block,
         "num_warps": 4 if block > 1024 else 2,
-    }  # fmt: skip
+    }
 
 
-PASSES = Variant(
-    name="passes",
-    plan=plan_passes,
+TWO_LAUNCH = Variant(
+    name="two_launch",
+    plan=plan_two_launch,
     space=Space(
         {
-            "PASSES": [1, 4, 8, 16, 32],
-            "CHUNKS": [1, 2, 4, 8, 16, 32, 64, 128, 256],
-            "HINT": [False, True],
-            "BLOCK": [1024, 2048, 4096],
-            "num_warps": [2, 4],
+            "PARTS": [1, 2, 4, 8, 16, 32, 64, 128],
+            "STATS_BLOCK": [1024, 2048],
+            "BLOCK": [1024, 2048, 4096, 8192],
+            "num_warps": [2, 4, 8],
         },
-        where=_passes_where,
-        default=_passes_default,
+        where=_two_launch_where,
+        default=_two_launch_default,
     ),
     applies=_contiguous_only,
 )
@@ -403,4 +375,4 @@ ROWS = Variant(
     applies=_channels_last_only,
 )
 
-VARIANTS = (PASSES, SPLIT, ROWS)
+VARIANTS = (TWO_LAUNCH, SPLIT, ROWS)

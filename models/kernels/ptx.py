@@ -1,0 +1,47 @@
+"""Instructions that Triton's language does not offer, each beside what it means in the interpreter."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+if triton.knobs.runtime.interpret:
+
+    @triton.jit
+    def exp2(t):
+        """2^t."""
+        return tl.exp2(t)
+
+    @triton.jit
+    def rsqrt(v):
+        """1 / sqrt(v)."""
+        return tl.rsqrt(v)
+
+    @triton.jit
+    def let_next_start():
+        """Nothing: the interpreter runs launches one after another."""
+
+    @triton.jit
+    def wait_for_previous():
+        """Nothing: the interpreter runs launches one after another."""
+
+else:
+
+    @triton.jit
+    def exp2(t):
+        """2^t to 2 ulp, results below 2^-126 flushed to 0: one instruction, where tl.exp2 takes four."""
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1)
+
+    @triton.jit
+    def rsqrt(v):
+        """1 / sqrt(v) to 2 ulp for normal v: one instruction, where tl.rsqrt takes four."""
+        return tl.inline_asm_elementwise("rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+    @triton.jit
+    def let_next_start():
+        """The next launch, if programmatic dependent, may start as programs of this one leave."""
+        gdc_launch_dependents()
+
+    @triton.jit
+    def wait_for_previous():
+        """Wait until the launch in front has ended and its writes can be seen."""
+        gdc_wait()
