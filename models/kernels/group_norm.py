@@ -3,10 +3,10 @@
 Shapes: x, y: (N, C, P) contiguous, P = product of the spatial sizes, bf16|fp16|fp32; weight, bias: (C,) of x's dtype; G groups of
 D = C/G channels; a "row" is one (n, group), D*P contiguous elements. All arithmetic is fp32.
 
-Formula and rounding points (R rounds to x's dtype), EXACT as eager does it on CUDA:
-    mean = R(mean);  rstd = R(rsqrt(var + eps));  n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)))
-    s = R(n + residual) where there is one;  y = R(s / (1 + exp(-s)))
-else everything stays fp32 up to the one rounding of y. Compile EXACT with enable_fp_fusion=False.
+Formula and rounding points (R rounds to x's dtype), EXACT as eager does it:
+    n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)));  s = R(n + residual) where there is one;  y = R(s / (1 + exp(-s)))
+else everything stays fp32 up to the one rounding of y. ROUND_STATS: mean = R(mean), rstd = R(rstd), as eager on CUDA did up
+to torch 2.12 (pytorch/pytorch#183946). Compile EXACT with enable_fp_fusion=False.
 
 Parameters that every kernel shares:
     VEC       every row of P elements (C elements for channels_last), and `step` or `run`, is a multiple of it; 16-byte accesses need
@@ -18,9 +18,9 @@ Integers are run-time values and not specialised: one binary serves every length
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .moments import combine, flat, merge_parts, run_moments, tile_moments, widen_again
+from .moments import combine, flat, merge_parts, run_moments, store_part, tile_moments, widen_again
+from .ptx import exp2, let_next_start, rsqrt, wait_for_previous
 
 _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
 
@@ -67,10 +67,10 @@ def _affine(mean, rstd, w, b):
 
 
 @triton.jit
-def _stats(mean, m2, count, eps, DTYPE: tl.constexpr, EXACT: tl.constexpr):
-    """(mean, rstd) in fp32, for EXACT rounded through DTYPE: eager keeps them in x's dtype on CUDA."""
+def _stats(mean, m2, count, eps, DTYPE: tl.constexpr, ROUND_STATS: tl.constexpr):
+    """(mean, rstd) in fp32, rounded through DTYPE where eager does so."""
     rstd = tl.rsqrt(m2 / count + eps)
-    if EXACT:
+    if ROUND_STATS:
         mean = mean.to(DTYPE).to(tl.float32)
         rstd = rstd.to(DTYPE).to(tl.float32)
     return mean, rstd
@@ -114,7 +114,7 @@ def _channel(n, c, C, P, rs_n, rs_c, RVEC: tl.constexpr, RES: tl.constexpr):
 def group_norm_split(
     x, r, w, b, y, ws, bar, P, D, G, step, across, down, rs_n, rs_c, rs_o, inner, eps,
     CH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr,
-    RES: tl.constexpr, EARLY: tl.constexpr, EXACT: tl.constexpr,
+    RES: tl.constexpr, EARLY: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
 ):  # fmt: skip
     """y = silu(group_norm(x) [+ r]) in one launch: K = across*down programs hold one row in registers and meet once.
 
@@ -164,7 +164,7 @@ def group_norm_split(
             now = tl.atomic_add(bar + row, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
         count, mean, m2 = merge_parts(ws, row, parts, LANES)
-    mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
+    mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)
     if RES != "none" and not EARLY:
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
@@ -194,7 +194,7 @@ def group_norm_stats(
 def group_norm_apply(
     x, r, w, b, y, ws, P, D, G, step, tiles, parts, rs_n, rs_c, rs_o, inner, eps,
     BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr, RES: tl.constexpr,
-    EXACT: tl.constexpr,
+    EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
 ):  # fmt: skip
     """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the second of two launches.
 
@@ -224,7 +224,7 @@ def group_norm_apply(
     bv = tl.load(b + c)
     wait_for_previous()
     count, mean, m2 = merge_parts(ws, row, parts, LANES)
-    mean, rstd = _stats(mean, m2, count, eps, dtype, EXACT)
+    mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)
     tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid)
 
@@ -305,6 +305,7 @@ def group_norm_join_rows(
 def group_norm_apply_rows(
     x, r, w, b, y, stat, P, D, G, tiles, cols, rs_n, rs_c, rs_o, inner,
     BR: tl.constexpr, BC: tl.constexpr, VEC: tl.constexpr, RES: tl.constexpr, EXACT: tl.constexpr,
+    ROUND_STATS: tl.constexpr,
 ):  # fmt: skip
     """y = silu(group_norm(x) [+ r]) for channels_last x, y: (N, P, C); the last of three launches.
 
@@ -331,7 +332,7 @@ def group_norm_apply_rows(
     row = n * G + c // D
     mean = tl.load(stat + 2 * row, mask=c < C, other=0.0)
     rstd = tl.load(stat + 2 * row + 1, mask=c < C, other=0.0)
-    if EXACT:
+    if ROUND_STATS:
         mean = mean.to(dtype).to(tl.float32)
         rstd = rstd.to(dtype).to(tl.float32)
     scale, shift = _affine(mean, rstd, tl.load(w + c, mask=c < C, other=0.0), tl.load(b + c, mask=c < C, other=0.0))
