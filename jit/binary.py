@@ -77,8 +77,6 @@ def binary_of(
         "num_stages": launch.num_stages,
         "enable_fp_fusion": launch.fp_fusion,
     }
-    if launch.max_registers is not None:
-        options["maxnreg"] = launch.max_registers
     return Binary(
         module=launch.kernel.module,
         kernel=launch.kernel.name,

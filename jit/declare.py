@@ -90,7 +90,6 @@ class Launch:
     args: Mapping[str, Argument]
     num_warps: int = 4
     num_stages: int = 3
-    max_registers: int | None = None  # a thread may use; ptxas spills the rest
     cooperative: bool = False
     dependent: bool = False
     fp_fusion: bool = False

@@ -180,7 +180,7 @@ class Executable:
 
         def call(*tensors: torch.Tensor) -> torch.Tensor:
             if get_device() != index:
-                return general(*tensors)  # type: ignore[no-any-return]
+                return general(*tensors)
             output = empty_like(tensors[like])
             try:
                 arguments = free.pop()

@@ -168,7 +168,9 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def _parse(module: str, path: Path, stamp: tuple[int, int]) -> _Module:
+def _parse(  # noqa: PLR0912  (a branch for each kind of statement)
+    module: str, path: Path, stamp: tuple[int, int]
+) -> _Module:
     """The module-level definitions and imports of a file (`stamp` makes an edit a new entry)."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     definitions: dict[str, ast.stmt] = {}

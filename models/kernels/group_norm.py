@@ -1,17 +1,23 @@
-"""silu(group_norm(x)) and silu(group_norm(x) + residual): in one launch, in two, in three for channels_last.
+"""silu(group_norm(x)) and silu(group_norm(x) + residual): in one launch, in two, in three for
+channels_last.
 
-Shapes: x, y: (N, C, P) contiguous, P = product of the spatial sizes, bf16|fp16|fp32; weight, bias: (C,) of x's dtype; G groups of
+Shapes: x, y: (N, C, P) contiguous, P = product of the spatial sizes, bf16|fp16|fp32; weight, bias:
+(C,) of x's dtype; G groups of
 D = C/G channels; a "row" is one (n, group), D*P contiguous elements. All arithmetic is fp32.
 
 Formula and rounding points (R rounds to x's dtype), EXACT as eager does it:
-    n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)));  s = R(n + residual) where there is one;  y = R(s / (1 + exp(-s)))
-else everything stays fp32 up to the one rounding of y. ROUND_STATS: mean = R(mean), rstd = R(rstd), as eager on CUDA did up
+    n = R(fma(x, rstd*w, fma(-rstd*w, mean, b)));  s = R(n + residual) where there is one;  y = R(s
+    / (1 + exp(-s)))
+else everything stays fp32 up to the one rounding of y. ROUND_STATS: mean = R(mean), rstd = R(rstd),
+as eager on CUDA did up
 to torch 2.12 (pytorch/pytorch#183946). Compile EXACT with enable_fp_fusion=False.
 
 Parameters that every kernel shares:
-    VEC       every row of P elements (C elements for channels_last), and `step` or `run`, is a multiple of it; 16-byte accesses need
+    VEC       every row of P elements (C elements for channels_last), and `step` or `run`, is a
+    multiple of it; 16-byte accesses need
               VEC * itemsize >= 16 and aligned pointers
-    RES       "none": r is not read; "same": r is laid out as x; "strided": element (n, c, p) of r is at
+    RES       "none": r is not read; "same": r is laid out as x; "strided": element (n, c, p) of r
+    is at
               n*rs_n + c*rs_c + (p // inner)*rs_o + p % inner, with inner, rs_* multiples of RVEC
 Integers are run-time values and not specialised: one binary serves every length.
 """
@@ -29,8 +35,10 @@ _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
 def _silu(s, PRECISE: tl.constexpr):
     """s / (1 + exp(-s)) in fp32; s -> -inf gives -0, NaN stays NaN.
 
-    PRECISE repairs the rounding of s * log2(e), whose effect on 2^t grows with |t|, and divides with one rounding: a few ulp of fp32.
-    Otherwise about 2^-21 relative near 0, which bf16 hardly ever sees, at a third of the instructions: a division is
+    PRECISE repairs the rounding of s * log2(e), whose effect on 2^t grows with |t|, and divides
+    with one rounding: a few ulp of fp32.
+    Otherwise about 2^-21 relative near 0, which bf16 hardly ever sees, at a third of the
+    instructions: a division is
     eight of them, two factors of rsqrt are three.
     """
     t = s * -1.4426950216293335
@@ -49,11 +57,15 @@ def _silu(s, PRECISE: tl.constexpr):
 def _round(v, DTYPE: tl.constexpr):
     """fp32 rounded to DTYPE and back.
 
-    For bf16 by adding and taking away 1.5 * 2^16 times v's power of two, which rounds to nearest even without a conversion instruction
-    (slow when not packed in pairs). The bound keeps inf and huge values from becoming NaN; fp32 subnormals stay unrounded.
+    For bf16 by adding and taking away 1.5 * 2^16 times v's power of two, which rounds to nearest
+    even without a conversion instruction
+    (slow when not packed in pairs). The bound keeps inf and huge values from becoming NaN; fp32
+    subnormals stay unrounded.
     """
-    if DTYPE == tl.bfloat16:
-        power = (tl.minimum(tl.abs(v), 1.2676506002282294e30).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    if DTYPE == tl.bfloat16:  # noqa: SIM300  (a constexpr compares from the left)
+        power = (
+            tl.minimum(tl.abs(v), 1.2676506002282294e30).to(tl.int32, bitcast=True) & 0x7F800000
+        ).to(tl.float32, bitcast=True)
         return tl.fma(power, -98304.0, tl.fma(power, 98304.0, v))
     else:
         return v.to(DTYPE).to(tl.float32)
@@ -86,12 +98,14 @@ def _activate(x, r, scale, shift, DTYPE: tl.constexpr, RES: tl.constexpr, EXACT:
         n = n + r.to(tl.float32)
     if EXACT:
         n = _round(n, DTYPE)
-    return _silu(n, EXACT and DTYPE != tl.bfloat16).to(DTYPE)
+    return _silu(n, EXACT and tl.bfloat16 != DTYPE).to(DTYPE)
 
 
 @triton.jit
 def _residual(p, channel_offset, rs_o, inner, RVEC: tl.constexpr, RES: tl.constexpr):
-    """Offsets into r of positions p of one channel (or several: shapes broadcast); one division per RVEC elements."""
+    """Offsets into r of positions p of one channel (or several: shapes broadcast); one division
+    per RVEC elements.
+    """
     if RES == "strided":
         # p // RVEC is equal over RVEC neighbours, which is what lets the compiler keep wide loads.
         outer = (p // RVEC) // (inner // RVEC)
@@ -112,19 +126,50 @@ def _channel(n, c, C, P, rs_n, rs_c, RVEC: tl.constexpr, RES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["P", "D", "G", "step", "across", "down", *_STRIDES])
 def group_norm_split(
-    x, r, w, b, y, ws, bar, P, D, G, step, across, down, rs_n, rs_c, rs_o, inner, eps,
-    CH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr,
-    RES: tl.constexpr, EARLY: tl.constexpr, EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
-):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]) in one launch: K = across*down programs hold one row in registers and meet once.
+    x,
+    r,
+    w,
+    b,
+    y,
+    ws,
+    bar,
+    P,
+    D,
+    G,
+    step,
+    across,
+    down,
+    rs_n,
+    rs_c,
+    rs_o,
+    inner,
+    eps,
+    CH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    RVEC: tl.constexpr,
+    RES: tl.constexpr,
+    EARLY: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROUND_STATS: tl.constexpr,
+):
+    """y = silu(group_norm(x) [+ r]) in one launch: K = across*down programs hold one row in
+    registers and meet once.
 
-    Program k of a row takes channels [k // across * CH, +CH) and positions [k % across * step, +step), step <= BLOCK, as one
-    tile; D*P < 2^31; its (mean, M2) (fp32, two-pass) go to ws, the row's programs wait for each other, and each joins all K parts in
-    the same order. Moves: x once, r once, y once (plus 12*K bytes per row). Rounding: see the module.
+    Program k of a row takes channels [k // across * CH, +CH) and positions [k % across * step,
+    +step), step <= BLOCK, as one
+    tile; D*P < 2^31; its (mean, M2) (fp32, two-pass) go to ws, the row's programs wait for each
+    other, and each joins all K parts in
+    the same order. Moves: x once, r once, y once (plus 12*K bytes per row). Rounding: see the
+    module.
 
-    Grid: rows*K, all of them resident at once: launch cooperatively unless K == 1. LANES == 1 means K == 1: no barrier, ws and bar
-    are not touched. ws: fp32[rows, 3, K]. bar: int32[rows], zero before the first launch ever; each use flips the sign bit and leaves the
-    other bits zero, so it is never cleared, also when K changes. Two launches that share bar must not overlap.
+    Grid: rows*K, all of them resident at once: launch cooperatively unless K == 1. LANES == 1 means
+    K == 1: no barrier, ws and bar
+    are not touched. ws: fp32[rows, 3, K]. bar: int32[rows], zero before the first launch ever; each
+    use flips the sign bit and leaves the
+    other bits zero, so it is never cleared, also when K changes. Two launches that share bar must
+    not overlap.
     EARLY loads r before the wait instead of after.
     """
     P = (P // VEC) * VEC
@@ -147,7 +192,9 @@ def group_norm_split(
     v = tl.load(x + base + offsets, mask=valid, other=0.0)
     wv = tl.load(w + c, mask=ch < D, other=0.0)[:, None]
     bv = tl.load(b + c, mask=ch < D, other=0.0)[:, None]
-    r_offsets = _residual(p[None, :], _channel(n, c, D * G, P, rs_n, rs_c, RVEC, RES)[:, None], rs_o, inner, RVEC, RES)
+    r_offsets = _residual(
+        p[None, :], _channel(n, c, D * G, P, rs_n, rs_c, RVEC, RES)[:, None], rs_o, inner, RVEC, RES
+    )
     rv = v
     if RES != "none" and EARLY:
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
@@ -157,8 +204,11 @@ def group_norm_split(
     if LANES > 1:
         store_part(ws, row, k, parts, count, mean, m2)
         tl.debug_barrier()
-        # The master's step carries the low bits over into the sign bit; the others wait to see it change.
-        came = tl.atomic_add(bar + row, tl.where(k == 0, (2147483647 - parts) + 2, 1), sem="acq_rel", scope="gpu")
+        # The master's step carries the low bits over into the sign bit; the others wait to see it
+        # change.
+        came = tl.atomic_add(
+            bar + row, tl.where(k == 0, (2147483647 - parts) + 2, 1), sem="acq_rel", scope="gpu"
+        )
         now = came
         while (now ^ came) >= 0:
             now = tl.atomic_add(bar + row, 0, sem="acquire", scope="gpu")
@@ -168,40 +218,78 @@ def group_norm_split(
     scale, shift = _affine(mean, rstd, wv, bv)
     if RES != "none" and not EARLY:
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
-    tl.store(y + base + offsets, _activate(widen_again(v), rv, scale, shift, dtype, RES, EXACT), mask=valid)
+    tl.store(
+        y + base + offsets,
+        _activate(widen_again(v), rv, scale, shift, dtype, RES, EXACT),
+        mask=valid,
+    )
 
 
 @triton.jit(do_not_specialize=["L", "rows", "parts"])
 def group_norm_stats(
-    x, ws, L, rows, parts,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
-    """Statistics of rows of L = D*P contiguous elements, `parts` programs a row; the first of two launches.
+    x,
+    ws,
+    L,
+    rows,
+    parts,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """Statistics of rows of L = D*P contiguous elements, `parts` programs a row; the first of two
+    launches.
 
-    fp32, pivoted sums per lane. Part k takes tiles k, k + parts, ... of BLOCK*UNROLL elements, so that neighbouring programs read
-    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count, mean, M2 of each part.
+    fp32, pivoted sums per lane. Part k takes tiles k, k + parts, ... of BLOCK*UNROLL elements, so
+    that neighbouring programs read
+    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count, mean, M2
+    of each part.
     """
     let_next_start()
     row = tl.program_id(0) % rows
     k = tl.program_id(0) // rows
     tile: tl.constexpr = BLOCK * UNROLL
     base = x + ((row.to(tl.int64) * L) // VEC) * VEC
-    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, BLOCK, UNROLL, VEC, "")
+    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, BLOCK, UNROLL, VEC)
     store_part(ws, row, k, parts, count, mean, m2)
 
 
 @triton.jit(do_not_specialize=["P", "D", "G", "step", "tiles", "parts", *_STRIDES])
 def group_norm_apply(
-    x, r, w, b, y, ws, P, D, G, step, tiles, parts, rs_n, rs_c, rs_o, inner, eps,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, RVEC: tl.constexpr, RES: tl.constexpr,
-    EXACT: tl.constexpr, ROUND_STATS: tl.constexpr,
-):  # fmt: skip
-    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the second of two launches.
+    x,
+    r,
+    w,
+    b,
+    y,
+    ws,
+    P,
+    D,
+    G,
+    step,
+    tiles,
+    parts,
+    rs_n,
+    rs_c,
+    rs_o,
+    inner,
+    eps,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    RVEC: tl.constexpr,
+    RES: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROUND_STATS: tl.constexpr,
+):
+    """y = silu(group_norm(x) [+ r]) with the statistics of group_norm_stats; the second of two
+    launches.
 
-    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are scalars. It joins its row's parts itself,
-    in order, LANES at a time. Programs go from the last tile to the first, as what was read last may still be in L2.
+    A program takes positions [t*step, +step), step <= BLOCK, of one channel: scale and shift are
+    scalars. It joins its row's parts itself,
+    in order, LANES at a time. Programs go from the last tile to the first, as what was read last
+    may still be in L2.
     Moves: x once, r once, y once. Rounding: see the module. Grid: N*C*tiles, tiles = cdiv(P, step).
-    Launched as a programmatic dependent: x and r are loaded while the statistics end, so that launch must write neither.
+    Launched as a programmatic dependent: x and r are loaded while the statistics end, so that
+    launch must write neither.
     """
     P = (P // VEC) * VEC
     step = (step // VEC) * VEC
@@ -226,18 +314,32 @@ def group_norm_apply(
     count, mean, m2 = merge_parts(ws, row, parts, LANES)
     mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)
-    tl.store(y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid)
+    tl.store(
+        y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid
+    )
 
 
 @triton.jit(do_not_specialize=["P", "D", "G", "run", "chunks", "cols"])
 def group_norm_stats_rows(
-    x, ws, P, D, G, run, chunks, cols,
-    BR: tl.constexpr, BC: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
-    """Per-channel statistics of channels_last x: (N, P, C) over runs of positions; the first of three launches.
+    x,
+    ws,
+    P,
+    D,
+    G,
+    run,
+    chunks,
+    cols,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """Per-channel statistics of channels_last x: (N, P, C) over runs of positions; the first of
+    three launches.
 
-    fp32, pivoted sums per lane (BR x BC lanes), joined over the positions. Moves: x once. A program takes `run` positions of BC channels.
-    Grid: N*chunks*cols, chunks = cdiv(P, run), cols = cdiv(C, BC). ws: fp32[N, 2, chunks, C]: (mean, M2). VEC divides C.
+    fp32, pivoted sums per lane (BR x BC lanes), joined over the positions. Moves: x once. A program
+    takes `run` positions of BC channels.
+    Grid: N*chunks*cols, chunks = cdiv(P, run), cols = cdiv(C, BC). ws: fp32[N, 2, chunks, C]:
+    (mean, M2). VEC divides C.
     """
     C = ((D * G) // VEC) * VEC
     pid = tl.program_id(0)
@@ -261,7 +363,9 @@ def group_norm_stats_rows(
         d = tl.where(valid, v - pivot, 0.0)
         s += d
         q = tl.fma(d, d, q)
-    m = ((tl.maximum(length - lane, 0) + (BR - 1)) // BR).to(tl.float32)[:, None] + tl.zeros([BR, BC], tl.float32)
+    m = ((tl.maximum(length - lane, 0) + (BR - 1)) // BR).to(tl.float32)[:, None] + tl.zeros(
+        [BR, BC], tl.float32
+    )
     e = s / tl.maximum(m, 1.0)
     _, mean, m2 = tl.reduce((m, pivot + e, tl.maximum(q - s * e, 0.0)), 0, combine)
     means = ws + (n.to(tl.int64) * 2 * chunks + k) * C
@@ -271,12 +375,22 @@ def group_norm_stats_rows(
 
 @triton.jit(do_not_specialize=["P", "D", "G", "run", "chunks"])
 def group_norm_join_rows(
-    ws, stat, P, D, G, run, chunks, eps,
-    BK: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """(mean, rstd) of each group from the per-channel parts of group_norm_stats_rows; the second of three launches.
+    ws,
+    stat,
+    P,
+    D,
+    G,
+    run,
+    chunks,
+    eps,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """(mean, rstd) of each group from the per-channel parts of group_norm_stats_rows; the second of
+    three launches.
 
-    fp32, fixed order. Moves: 8 bytes per chunk and channel. Grid: N*G. stat: fp32[N*G, 2]. BD >= D; BK chunks at a time.
+    fp32, fixed order. Moves: 8 bytes per chunk and channel. Grid: N*G. stat: fp32[N*G, 2]. BD >= D;
+    BK chunks at a time.
     """
     row = tl.program_id(0)
     n = row // G
@@ -303,13 +417,32 @@ def group_norm_join_rows(
 
 @triton.jit(do_not_specialize=["P", "D", "G", "tiles", "cols", *_STRIDES])
 def group_norm_apply_rows(
-    x, r, w, b, y, stat, P, D, G, tiles, cols, rs_n, rs_c, rs_o, inner,
-    BR: tl.constexpr, BC: tl.constexpr, VEC: tl.constexpr, RES: tl.constexpr, EXACT: tl.constexpr,
+    x,
+    r,
+    w,
+    b,
+    y,
+    stat,
+    P,
+    D,
+    G,
+    tiles,
+    cols,
+    rs_n,
+    rs_c,
+    rs_o,
+    inner,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    VEC: tl.constexpr,
+    RES: tl.constexpr,
+    EXACT: tl.constexpr,
     ROUND_STATS: tl.constexpr,
-):  # fmt: skip
+):
     """y = silu(group_norm(x) [+ r]) for channels_last x, y: (N, P, C); the last of three launches.
 
-    A program takes BR positions of BC channels. Moves: x once, r once, y once. Rounding: see the module. RES "strided" addresses r
+    A program takes BR positions of BC channels. Moves: x once, r once, y once. Rounding: see the
+    module. RES "strided" addresses r
     as for the contiguous kernels, element by element.
     Grid: N*tiles*cols, tiles = cdiv(P, BR), cols = cdiv(C, BC). stat: fp32[N*G, 2]. VEC divides C.
     """
@@ -335,6 +468,8 @@ def group_norm_apply_rows(
     if ROUND_STATS:
         mean = mean.to(dtype).to(tl.float32)
         rstd = rstd.to(dtype).to(tl.float32)
-    scale, shift = _affine(mean, rstd, tl.load(w + c, mask=c < C, other=0.0), tl.load(b + c, mask=c < C, other=0.0))
+    scale, shift = _affine(
+        mean, rstd, tl.load(w + c, mask=c < C, other=0.0), tl.load(b + c, mask=c < C, other=0.0)
+    )
     out = _activate(v.to(tl.float32), rv, scale[None, :], shift[None, :], dtype, RES, EXACT)
     tl.store(y + offsets, out, mask=valid)

@@ -1,6 +1,8 @@
-"""Count, mean and M2 (sum of squared distances to the mean) of fp32 values, and how two such triples are joined.
+"""Count, mean and M2 (sum of squared distances to the mean) of fp32 values, and how two such
+triples are joined.
 
-Nothing here forms E[x^2] - mean^2, so a mean far larger than the spread costs no accuracy. All combinations run in
+Nothing here forms E[x^2] - mean^2, so a mean far larger than the spread costs no accuracy. All
+combinations run in
 a fixed order: equal inputs and equal constexprs give equal bits.
 """
 
@@ -10,7 +12,9 @@ import triton.language as tl
 
 @triton.jit
 def combine(na, ma, qa, nb, mb, qb):
-    """Chan's rule: the triple of two disjoint sets; an empty set (n = mean = M2 = 0) changes nothing."""
+    """Chan's rule: the triple of two disjoint sets; an empty set (n = mean = M2 = 0) changes
+    nothing.
+    """
     n = na + nb
     f = nb / tl.maximum(n, 1.0)
     d = mb - ma
@@ -32,7 +36,9 @@ def flat(x):
 
 @triton.jit
 def widen_again(x):
-    """x as fp32 by another route than a cast for bf16, so that the compiler keeps the 2-byte value alive and not the 4-byte one."""
+    """x as fp32 by another route than a cast for bf16, so that the compiler keeps the 2-byte value
+    alive and not the 4-byte one.
+    """
     if x.dtype == tl.bfloat16:
         return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -41,9 +47,11 @@ def widen_again(x):
 
 @triton.jit
 def tile_moments(x, valid, count):
-    """(mean, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`, `count` valid elements (fp32 scalar).
+    """(mean, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`, `count` valid
+    elements (fp32 scalar).
 
-    True two-pass; the first mean is corrected by the sum of the residuals, so it is as good as fp32 can hold.
+    True two-pass; the first mean is corrected by the sum of the residuals, so it is as good as fp32
+    can hold.
     """
     n = tl.maximum(count, 1.0)
     pivot = tl.sum(x.to(tl.float32)) / n
@@ -55,23 +63,28 @@ def tile_moments(x, valid, count):
 
 
 @triton.jit
-def run_moments(ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr, POLICY: tl.constexpr):
-    """(count, mean, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of `length` (a multiple of VEC) at `ptr`.
+def run_moments(
+    ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr
+):
+    """(count, mean, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of `length`
+    (a multiple of VEC) at `ptr`.
 
-    Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as that pivot is
-    one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the mean. Lanes join by `combine`.
+    Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as
+    that pivot is
+    one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the mean. Lanes
+    join by `combine`.
     """
     TILE: tl.constexpr = BLOCK * UNROLL
     length = (length // VEC) * VEC
     lane = tl.arange(0, BLOCK)
-    pivot = tl.load(ptr + first + lane, mask=first + lane < length, other=0.0, eviction_policy=POLICY).to(tl.float32)
+    pivot = tl.load(ptr + first + lane, mask=first + lane < length, other=0.0).to(tl.float32)
     n = tl.zeros([BLOCK], tl.float32)
     s = tl.zeros([BLOCK], tl.float32)
     q = tl.zeros([BLOCK], tl.float32)
     whole = (length // TILE) * TILE
     for i in range(first, whole, stride):
         for u in tl.static_range(UNROLL):
-            d = tl.load(ptr + i + (u * BLOCK + lane), eviction_policy=POLICY).to(tl.float32) - pivot
+            d = tl.load(ptr + i + (u * BLOCK + lane)).to(tl.float32) - pivot
             s += d
             q = tl.fma(d, d, q)
         n += UNROLL
@@ -79,7 +92,7 @@ def run_moments(ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.cons
         for u in tl.static_range(UNROLL):
             at = whole + (u * BLOCK + lane)
             valid = at < length
-            v = tl.load(ptr + at, mask=valid, other=0.0, eviction_policy=POLICY).to(tl.float32)
+            v = tl.load(ptr + at, mask=valid, other=0.0).to(tl.float32)
             d = tl.where(valid, v - pivot, 0.0)
             s += d
             q = tl.fma(d, d, q)

@@ -1,4 +1,6 @@
-"""Instructions that Triton's language does not offer, each beside what it means in the interpreter."""
+"""Instructions that Triton's language does not offer, each beside what it means in the
+interpreter.
+"""
 
 import triton
 import triton.language as tl
@@ -28,13 +30,19 @@ else:
 
     @triton.jit
     def exp2(t):
-        """2^t to 2 ulp, results below 2^-126 flushed to 0: one instruction, where tl.exp2 takes four."""
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1)
+        """2^t to 2 ulp, results below 2^-126 flushed to 0: one instruction, where tl.exp2 takes
+        four.
+        """
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1
+        )
 
     @triton.jit
     def rsqrt(v):
         """1 / sqrt(v) to 2 ulp for normal v: one instruction, where tl.rsqrt takes four."""
-        return tl.inline_asm_elementwise("rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+        )
 
     @triton.jit
     def let_next_start():

@@ -233,6 +233,4 @@ def apply_group_norm_silu(x: Tensor, norm: nn.Module, activation: nn.Module) -> 
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)

@@ -1,4 +1,4 @@
-"""What the variants of GroupNorm + SiLU see of a call: sizes, vector widths, the residual's view."""
+"""What the variants of GroupNorm + SiLU see of a call: sizes, widths, the residual's view."""
 
 from dataclasses import dataclass
 from math import ceil, prod
@@ -53,7 +53,6 @@ class GroupNormProblem:
     def bucket_P(self) -> int:
         """The largest P of this P's bucket; what constexprs may be derived from."""
         return quarter_step(self.P)
-
 
 
 def problem_of(call: Call) -> GroupNormProblem:

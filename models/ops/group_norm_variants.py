@@ -11,7 +11,17 @@ from math import ceil
 from typing import Any
 
 from ...autotune.space import Space
-from ...jit.declare import Device, Kernel, Launch, Params, Plan, Pointer, Problem, Variant, Workspace
+from ...jit.declare import (
+    Device,
+    Kernel,
+    Launch,
+    Params,
+    Plan,
+    Pointer,
+    Problem,
+    Variant,
+    Workspace,
+)
 from ...jit.sign import ITEM_BYTES, Call, TensorSpec
 from .group_norm_problem import GroupNormProblem, next_power_of_two, problem_of, round_up
 
@@ -130,7 +140,6 @@ def plan_split(call: Call, params: Params, device: Device) -> Plan:
             "EARLY": params["EARLY"],
         },
         num_warps=params["num_warps"],
-        max_registers=params["REGISTERS"] or None,
         cooperative=most > 1,
         fp_fusion=call.numerics == "fast",
     )
@@ -155,7 +164,8 @@ def _split_where(params: Mapping[str, Any], asked: Problem) -> str | None:
     problem = problem_of(asked.call)
     block = _split_block(problem, params["ACROSS"])
     down = ceil(problem.D / params["CH"])
-    programs = problem.rows * params["ACROSS"] * down
+    parts = params["ACROSS"] * down
+    programs = problem.rows * parts
     tile = params["CH"] * block
     per_thread = tile / (32 * params["num_warps"])
     item_bytes = ITEM_BYTES[asked.call.x.dtype]
@@ -166,10 +176,8 @@ def _split_where(params: Mapping[str, Any], asked: Problem) -> str | None:
     if not (4 if params["num_warps"] > 1 else 0) <= per_thread <= 256 // item_bytes:
         return f"{per_thread:g} elements a thread"
     data = per_thread * item_bytes / 4  # registers that the row's elements take
-    if params["REGISTERS"] and not data <= params["REGISTERS"] - 16 <= 2 * data:
-        return f"{params['REGISTERS']} registers for {data:g} of data"
-    resident = _slots(asked.device, params["num_warps"], params["REGISTERS"] or 20 + data)
-    if programs > resident:
+    resident = _slots(asked.device, params["num_warps"], 20 + data)
+    if parts > 1 and programs > resident:
         return f"{programs} programs, {resident} fit on the card at once"
     if programs * 3 < asked.device.sm_count and programs < problem.rows * problem.D:
         return f"{programs} programs for {asked.device.sm_count} SMs"
@@ -197,16 +205,13 @@ SPLIT = Variant(
             "ACROSS": [1, 2, 3, 4, 6, 8, 12, 16],
             "num_warps": [1, 4, 8, 16],
             "EARLY": [False, True],
-            "REGISTERS": [0, 80, 128],  # a thread may use; 0: as the compiler likes
         },
         where=_split_where,
-        default=lambda asked: {
-            "CH": 4, "ACROSS": 1, "num_warps": 8, "EARLY": False, "REGISTERS": 0,
-        },
+        default=lambda asked: {"CH": 4, "ACROSS": 1, "num_warps": 8, "EARLY": False},
     ),
     applies=_short_rows_only,
     gpu_only=True,
-)  # fmt: skip
+)
 
 
 # -- two launches: statistics, then apply -----------------------------------------------------
