@@ -22,7 +22,7 @@ KEY_SCHEMA: Final = 1
 and new versions of jitd can then share a folder and never meet at one path."""
 
 KINDS: Final = frozenset(
-    {"artifact", "check", "winner", "timing", "negative", "workload", "receipt"}
+    {"artifact", "check", "winner", "timing", "negative", "workload", "receipt", "source"}
 )
 DIGEST_BYTES: Final = 20
 MAX_DEPTH: Final = 16

@@ -7,7 +7,7 @@ need a GPU, are in `tune` and imported when first needed.
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -224,24 +224,27 @@ class Builder:
 
     def _artifact(self, binary: Binary) -> Body:
         body = self._get(binary.key)
-        if body is not None:
-            return body
-        with self._held(binary.key):
-            body = self._get(binary.key)
-            if body is None:
-                try:
-                    answer = self._submitted(binary).result()
-                except CompileError as error:
-                    raise NotReady("compile_failed", str(error)) from error
-                body = self._put_artifact(binary, answer)
-            return body
+        if body is None:
+            with self._held(binary.key):
+                body = self._get(binary.key)
+                if body is None:
+                    try:
+                        body = self._submitted(binary).result()
+                    except CompileError as error:
+                        raise NotReady("compile_failed", str(error)) from error
+                    return self._put_artifact(binary, body)
+        return self._put_artifact(binary, body) if body.get("candidate") else body
 
     def compile_all(
-        self, binaries: Iterable[Binary], on_done: Callable[[Binary, str | None], None]
+        self,
+        binaries: Iterable[Binary],
+        on_done: Callable[[Binary, str | None], None],
+        candidates: Collection[Binary] = (),
     ) -> None:
         """Compile and store what is missing, on all workers; nothing is checked or tuned.
 
-        `on_done(binary, error)` is called for each one as it is ready, stored ones first.
+        `on_done(binary, error)` is called for each one as it is ready, stored ones first. Of
+        `candidates` those that win no tune are dropped by the first `warm` on a card.
         """
         missing: list[Binary] = []
         for binary in {b.key.digest: b for b in binaries}.values():
@@ -253,7 +256,7 @@ class Builder:
         for future in as_completed(running):
             binary, error = running[future], future.exception()
             if error is None:
-                self._put_artifact(binary, future.result())
+                self._put_artifact(binary, future.result(), candidate=binary in candidates)
             elif not isinstance(error, CompileError):
                 raise error
             on_done(binary, str(error) if error else None)
@@ -335,22 +338,41 @@ class Builder:
         key = check_key(op, config, _cubins(artifacts), self.device)
         self._put(key, check, check["signature"], self._checked(config, check))
 
+    def checks(self, op: Op, config: Config, binaries: Sequence[Binary]) -> list[Key]:
+        """The key of the check of these binaries on a card; none where they only get compiled."""
+        artifacts = [self._get(binary.key) for binary in binaries]
+        if not self.device.uuid or any(body is None for body in artifacts):
+            return []
+        return [check_key(op, config, _cubins([b for b in artifacts if b]), self.device)]
+
     def _checked(self, config: Config, check: Body) -> Body:
         """What listing shows of a check."""
         return {"ok": check["ok"], "config": config.name, "target": self.device.target}
 
-    def _put_artifact(self, binary: Binary, answer: Body) -> Body:
-        if self.store.has(binary.key):
-            return self._get(binary.key) or answer
+    def _put_artifact(self, binary: Binary, answer: Body, *, candidate: bool = False) -> Body:
+        """Store a compiled binary, unless these very bytes are stored for good already."""
         digest = hashlib.blake2b(answer["cubin"], digest_size=20).hexdigest()
-        body = {**answer, "cubin_digest": digest}
+        stored = self._get(binary.key)
+        if stored is not None and stored["cubin_digest"] == digest and not stored["candidate"]:
+            return stored
         meta = {
             "op": binary.op,
             "target": binary.target,
             "module": binary.module,
             "bytes": len(answer["cubin"]),
+            "candidate": candidate,
         }
+        body = {**answer, "cubin_digest": digest, "candidate": candidate}
         return self._put(binary.key, body, str(binary), meta)
+
+    def drop_candidates(self, ops: Collection[str]) -> int:
+        """Remove the binaries of these ops that were compiled to be tried and won nothing."""
+        losers = [
+            header
+            for header in self.store.headers("artifact")
+            if header.meta.get("candidate") and header.meta.get("op") in ops
+        ]
+        return sum(self.store.remove(header) is not None for header in losers)
 
     def _refuse_if_failed(self, op: Op, call: Call) -> None:
         failure = self._get(failure_key(op, call, *self._where()))

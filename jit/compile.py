@@ -44,6 +44,7 @@ class CompilePool:
         self._requests: queue.SimpleQueue[tuple[Binary, Future[dict[str, Any]]] | None]
         self._requests = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._workers: set[_Worker] = set()
         self._idle = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -61,7 +62,7 @@ class CompilePool:
         return future
 
     def close(self) -> None:
-        """Stop the workers; requests that no worker has taken yet are cancelled."""
+        """Kill the workers. Requests not taken yet are cancelled, those under way fail."""
         with self._lock:
             self._closed = True
             while True:
@@ -73,6 +74,8 @@ class CompilePool:
                     waiting[1].cancel()
             for _ in self._threads:
                 self._requests.put(None)
+            for worker in list(self._workers):
+                worker.process.kill()
         for thread in self._threads:
             thread.join()
 
@@ -90,19 +93,24 @@ class CompilePool:
         worker: _Worker | None = None
         try:
             while True:
-                self._idle += 1
+                with self._lock:
+                    self._idle += 1
                 request = self._requests.get()
-                self._idle -= 1
+                with self._lock:
+                    self._idle -= 1
                 if request is None:
                     return
                 binary, future = request
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    worker = worker or _Worker(self.timeout_s)
+                    if worker is None:
+                        worker = _Worker(self.timeout_s)
+                        self._workers.add(worker)
                     answer = worker.ask(binary.request())
                 except (frames.FrameError, OSError) as error:
                     if worker is not None:
+                        self._workers.discard(worker)
                         worker.stop()
                         worker = None
                     future.set_exception(CompileError(f"{binary}: the worker failed: {error}"))
@@ -115,6 +123,7 @@ class CompilePool:
                     future.set_result(answer)
         finally:
             if worker is not None:
+                self._workers.discard(worker)
                 worker.stop()
 
 

@@ -29,12 +29,12 @@ _STATIC_SHARED_BYTES = 48 << 10  # above it a kernel must be allowed more, once 
 _SPARE_BARRIERS = 32  # launches of one executable that may be captured into graphs for free
 _ALIGNMENT = 256  # of each workspace within the buffer of a call
 
-# PTX type of a parameter -> struct format. A float given for an .f32 must be packed as one: the
+# PTX type of a parameter -> struct format and, for integers, width in bits. A float given for an .f32 must be packed as one: the
 # bytes of a Python float, a double, would be read as garbage without any error.
 _FORMATS = {
-    "f32": "<f", "f64": "<d",
-    "s8": "<b", "u8": "<B", "b8": "<B", "s16": "<h", "u16": "<H", "b16": "<H",
-    "s32": "<i", "u32": "<i", "b32": "<i", "s64": "<q", "u64": "<q", "b64": "<q",
+    "f32": ("<f", 0), "f64": ("<d", 0),
+    **{f"{sign}{bits}": (form, bits) for sign in "sub"
+       for bits, form in ((8, "<B"), (16, "<H"), (32, "<I"), (64, "<Q"))},
 }  # fmt: skip
 
 
@@ -351,6 +351,8 @@ class _Arguments:
 
 def _packed(ptx_type: str, value: Any, name: str) -> bytes:
     try:
-        return struct.pack(_FORMATS[ptx_type], value)
+        form, bits = _FORMATS[ptx_type]
     except KeyError:
         raise LaunchError(f"{name}: jitd cannot pass a .{ptx_type} parameter.") from None
+    # PTX has no signed parameters: a negative integer is passed as its two's complement.
+    return struct.pack(form, value & ((1 << bits) - 1) if bits else value)

@@ -124,9 +124,15 @@ class Op:
 
     def parse(self, text: str) -> Signature:
         """Read a printed signature back. Raises ValueError that says what is wrong with it."""
+        try:
+            return self._parsed(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error} Write it like {self._example()}.") from error
+
+    def _parsed(self, text: str) -> Signature:
         match = re.fullmatch(rf"{self.name}\[(\w+)\]\((.*)\)", text.strip())
         if not match:
-            raise ValueError(f"{text!r} is no signature of {self.name}; like {self._example()}")
+            raise ValueError(f"no signature of {self.name}.")
         words = re.split(r", *(?=\w+=)", match[2])
         first = self.tensors[0].name
         values: dict[str, Any] = {first: _tensor(words[0], match[1], None)}
@@ -138,9 +144,7 @@ class Op:
             elif argument.default is not inspect.Parameter.empty:
                 values[argument.name] = argument.default
             elif argument.name in self.selects:
-                raise ValueError(
-                    f"{text!r} says nothing of {argument.name}; like {self._example()}"
-                )
+                raise ValueError(f"{argument.name} is missing.")
             else:
                 values[argument.name] = {"float": 1e-5, "int": 1}.get(argument.kind)
         for argument in self.tensors[1:]:
@@ -148,7 +152,7 @@ class Op:
             word = given.pop(argument.name, None)
             values[argument.name] = expected if word is None else _tensor(word, match[1], expected)
         if given:
-            raise ValueError(f"{text!r}: {self.name} has no {sorted(given)}")
+            raise ValueError(f"{self.name} has no {', '.join(sorted(given))}.")
         call = Call({a.name: values[a.name] for a in self.arguments})
         self.check(call)
         return self.sign(call)
@@ -338,6 +342,8 @@ def _tensor(text: str, dtype: str, expected: TensorSpec | None) -> TensorSpec | 
 
 def _scalar(argument: Argument, text: str) -> Scalar:
     if argument.kind == "bool":
+        if text not in ("True", "False"):
+            raise ValueError(f"{argument.name} is {text}; allowed are True and False.")
         return text == "True"
     kinds: dict[str, Callable[[str], Scalar]] = {"int": int, "float": float, "str": str}
     return kinds[argument.kind](text)

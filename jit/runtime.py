@@ -11,6 +11,7 @@ from . import device as devices
 from .build import Builder
 from .compile import CompilePool, shared_pool
 from .declare import Device
+from .memo import keep_digests_in
 from .settings import Settings
 from .stats import STATS, Stats
 from .toolchain import toolchain
@@ -39,6 +40,7 @@ class Runtime:
         with self._lock:
             if self._store is None:
                 self._store = Store(open_root(self.cache_dir))
+                keep_digests_in(self._store)
             return self._store
 
     def builder(self, device: Device) -> Builder:

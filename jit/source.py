@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 from .errors import DeclarationError
 
@@ -49,9 +50,33 @@ def function_source(module: str, name: str) -> FunctionSource:
     Remembered for as long as the files it reaches keep path, size and mtime.
     Raises DeclarationError if the module or the function cannot be found.
     """
-    known = _remembered.get((module, name))
-    if known and all(_stamp(path) == stamp for path, stamp in known[1]):
-        return known[0]
+    known = _remembered.get((module, name)) or memo.get(module, name, _locate(module))
+    if known is None or any(_stamp(path) != stamp for path, stamp in known[1]):
+        known = _read(module, name)
+        memo.put(module, name, _locate(module), *known)
+    _remembered[module, name] = known
+    return known[0]
+
+
+Files: TypeAlias = tuple[tuple[Path, tuple[int, int]], ...]
+"""What a digest was computed from: each file with its size and mtime (ns)."""
+
+
+class Memo:
+    """Where digests outlast the process; this one forgets. `runtime` puts one beside the cache."""
+
+    def get(self, module: str, name: str, path: Path) -> tuple[FunctionSource, Files] | None:
+        return None
+
+    def put(self, module: str, name: str, path: Path, source: FunctionSource, files: Files) -> None:
+        return None
+
+
+memo = Memo()
+_remembered: dict[tuple[str, str], tuple[FunctionSource, Files]] = {}
+
+
+def _read(module: str, name: str) -> tuple[FunctionSource, Files]:
     reached: dict[tuple[str, str], str] = {}
     files: dict[Path, tuple[int, int]] = {}
     _reach(module, name, reached, files)
@@ -60,22 +85,16 @@ def function_source(module: str, name: str) -> FunctionSource:
         digest.update(f"{owner}\0{text}\0".encode())
     path = _locate(module)
     parsed = _parse(module, path, files[path])
-    node = parsed.definitions[name]
+    node = parsed.definitions[name][-1]
     if not isinstance(node, ast.FunctionDef):
         raise DeclarationError(f"{module}.{name} is not a function defined with `def`.")
     source = FunctionSource(digest.hexdigest(), tuple(_parameters(node, parsed, module)))
-    _remembered[module, name] = source, tuple(files.items())
-    return source
-
-
-_remembered: dict[
-    tuple[str, str], tuple[FunctionSource, tuple[tuple[Path, tuple[int, int]], ...]]
-] = {}
+    return source, tuple(files.items())
 
 
 @dataclass(frozen=True)
 class _Module:
-    definitions: dict[str, ast.stmt]
+    definitions: dict[str, tuple[ast.stmt, ...]]  # every statement that binds or changes a name
     imports: dict[str, tuple[str, str | None]]  # local name -> (module, attribute or None)
 
 
@@ -89,15 +108,15 @@ def _reach(
     path = _locate(module)
     stamp = files[path] = _stamp(path)
     parsed = _parse(module, path, stamp)
-    node = parsed.definitions.get(name)
-    if node is None:
+    nodes = parsed.definitions.get(name)
+    if nodes is None:
         if name in parsed.imports:  # re-exported from elsewhere
             _follow(*parsed.imports[name], reached, files)
             return
         raise DeclarationError(f"{module} defines no {name!r} (looked in {path}).")
     if (module, name) in reached:
         return
-    stripped = _without_docstring(node)
+    stripped = ast.Module([_without_docstrings(node) for node in nodes], [])
     reached[module, name] = ast.unparse(stripped)
     for used in _names(stripped):
         if used in parsed.definitions:
@@ -144,10 +163,13 @@ def _attributes(node: ast.AST, base: str) -> list[str]:
     )
 
 
-def _without_docstring(node: ast.stmt) -> ast.stmt:
-    if isinstance(node, ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-        node = copy.copy(node)
-        node.body = node.body[1:] or [ast.Pass()]
+def _without_docstrings(node: ast.stmt) -> ast.stmt:
+    """A copy of a statement whose functions have no docstrings."""
+    node = copy.deepcopy(node)
+    for function in ast.walk(node):
+        if isinstance(function, ast.FunctionDef):
+            if ast.get_docstring(function, clean=False) is not None:
+                function.body = function.body[1:] or [ast.Pass()]
     return node
 
 
@@ -168,38 +190,52 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def _parse(  # noqa: PLR0912  (a branch for each kind of statement)
-    module: str, path: Path, stamp: tuple[int, int]
-) -> _Module:
+def _parse(module: str, path: Path, stamp: tuple[int, int]) -> _Module:
     """The module-level definitions and imports of a file (`stamp` makes an edit a new entry)."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    definitions: dict[str, ast.stmt] = {}
+    definitions: dict[str, tuple[ast.stmt, ...]] = {}
     imports: dict[str, tuple[str, str | None]] = {}
     for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in (n for target in targets for n in ast.walk(target)):
-                if isinstance(name, ast.Name):
-                    definitions[name.id] = node
-        elif isinstance(node, ast.If):  # the choice is part of what either branch defines
-            for branch in ast.walk(node):
-                if isinstance(branch, ast.FunctionDef):
-                    definitions[branch.name] = node
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                bound = alias.asname or alias.name.partition(".")[0]
-                imports[bound] = (alias.name if alias.asname else bound, None)
-        elif isinstance(node, ast.ImportFrom):
-            owner = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            for alias in node.names:
-                bound = alias.asname or alias.name
-                if _is_module(f"{owner}.{alias.name}"):
-                    imports[bound] = (f"{owner}.{alias.name}", None)
-                else:
-                    imports[bound] = (owner, alias.name)
+        for name in _bound(node):
+            definitions[name] = (*definitions.get(name, ()), node)
+        for inner in ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node]:
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                imports |= _imported(inner, package)
     return _Module(definitions, imports)
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a module-level statement defines, assigns or changes, imports excepted.
+
+    Of an `if` or a `try`, those of all its branches: which one runs is part of their meaning.
+    """
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    if isinstance(node, ast.If | ast.Try | ast.With):
+        inner = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+        inner += [n for h in getattr(node, "handlers", []) for n in h.body]
+        return {name for n in inner for name in _bound(n)}
+    return set()
+
+
+def _imported(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, tuple[str, str | None]]:
+    """Local name -> (module, attribute), or (module, None) where the name is a module."""
+    found: dict[str, tuple[str, str | None]] = {}
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            bound = alias.asname or alias.name.partition(".")[0]
+            found[bound] = (alias.name if alias.asname else bound, None)
+        return found
+    owner = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    for alias in node.names:
+        inner = f"{owner}.{alias.name}"
+        found[alias.asname or alias.name] = (
+            (inner, None) if _is_module(inner) else (owner, alias.name)
+        )
+    return found
 
 
 def _is_module(name: str) -> bool:
@@ -263,7 +299,7 @@ def _unspecialised(
 def _literal(node: ast.expr, parsed: _Module) -> list[str | int]:
     """The value of `["a", *NAMES]`, NAMES being a list of literals in the module."""
     if isinstance(node, ast.Name):
-        definition = parsed.definitions.get(node.id)
+        definition = parsed.definitions.get(node.id, (None,))[-1]
         if isinstance(definition, ast.Assign | ast.AnnAssign) and definition.value is not None:
             return _literal(definition.value, parsed)
         raise ValueError(node.id)

@@ -8,7 +8,7 @@ import torch
 from .op import Op
 
 NAMESPACE = "jitd"
-_library: torch.library.Library | None = None
+_libraries: dict[str, torch.library.Library] = {}
 
 
 def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,12 +17,13 @@ def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
     Below autograd it is `function`, called with all arguments by position, which is a kernel where
     there is one and must not call the operator; at autograd, with an
     input that requires a gradient, the differentiable reference; under autocast the reference,
-    with autocast's own casts; for fake tensors the op's shape rule.
+    with autocast's own casts; for fake tensors the op's shape rule. An op that is declared again (a
+    notebook cell, a reloaded module) replaces the one before.
     """
-    global _library  # noqa: PLW0603  (a namespace can be defined once per process)
-    if _library is None:
-        _library = torch.library.Library(NAMESPACE, "DEF")
-    _library.define(op.name + op.schema)
+    if op.name in _libraries:
+        _libraries.pop(op.name)._destroy()
+    library = _libraries[op.name] = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library.define(op.name + op.schema)
     operator = getattr(getattr(torch.ops, NAMESPACE), op.name).default
 
     def with_gradients(*args: Any, **kwargs: Any) -> Any:
@@ -41,11 +42,11 @@ def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*_positional(op, args, kwargs))
 
     for key in ("CPU", "CUDA"):
-        _library.impl(op.name, computed, key)
+        library.impl(op.name, computed, key)
     for key in ("AutocastCPU", "AutocastCUDA"):
-        _library.impl(op.name, op.reference, key)
-    _library.impl(op.name, with_gradients, "Autograd")
-    torch.library.register_fake(f"{NAMESPACE}::{op.name}", shapes, lib=_library)
+        library.impl(op.name, op.reference, key)
+    library.impl(op.name, with_gradients, "Autograd")
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", shapes, lib=library)
 
     def call(*args: Any) -> Any:
         keywords = {a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only}

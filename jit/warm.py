@@ -109,6 +109,7 @@ def warm(builder: Builder, workload: Workload, progress: Progress) -> list[Row]:
     for index, bucket in enumerate(wanted):
         progress.update(signature=bucket.signature, done=index, step=0, steps=0)
         rows.append(_warmed(builder, bucket))
+    builder.drop_candidates({bucket.op.name for bucket in wanted})
     progress.update(done=len(wanted), signature="")
     return rows
 
@@ -123,8 +124,18 @@ def compile_for(
     wanted = buckets(workload)
     needed: dict[str, list[Binary]] = {}
     configs: dict[str, Config] = {}
+    impossible: dict[str, str] = {}
+    candidates: set[Binary] = set()
     for bucket in wanted:
-        config, binaries = worth_compiling(builder, bucket, whole_space=whole_space)
+        try:
+            config, binaries = worth_compiling(builder, bucket)
+            if whole_space:
+                _, tried = worth_compiling(builder, bucket, whole_space=True)
+                candidates.update(set(tried) - set(binaries))
+                binaries += tried
+        except ValueError as error:
+            impossible[bucket.signature] = str(error)
+            continue
         configs[bucket.signature], needed[bucket.signature] = config, binaries
     everything = {b.key.digest: b for binaries in needed.values() for b in binaries}
     errors: dict[str, str] = {}
@@ -135,10 +146,13 @@ def compile_for(
             errors[binary.key.digest] = error
         progress.update(done=progress.done + 1, signature=str(binary))
 
-    builder.compile_all(everything.values(), on_done)
+    builder.compile_all(everything.values(), on_done, candidates)
     progress.update(signature="")
     rows = []
     for bucket in wanted:
+        if bucket.signature in impossible:
+            rows.append(Row(bucket.signature, bucket.calls, detail=impossible[bucket.signature]))
+            continue
         failed = [errors[b.key.digest] for b in needed[bucket.signature] if b.key.digest in errors]
         row = Row(bucket.signature, bucket.calls, configs[bucket.signature].name)
         detail = failed[0] if failed else f"{len(set(needed[bucket.signature]))} binaries"
@@ -169,7 +183,8 @@ def worth_compiling(
     """The default config, and every binary that `compile_for` makes for a bucket."""
     op, chosen = bucket.op, _configs_worth_compiling(builder, bucket, whole_space)
     calls = [(bucket.call, config) for config in chosen]
-    calls += [(call, config) for call in op.reach(bucket.call) for config in chosen[:1]]
+    for config in chosen[:1] if whole_space else chosen:
+        calls += [(call, config) for call in op.reach(bucket.call)]
     return chosen[0], [
         binary
         for call, config in calls
@@ -241,6 +256,7 @@ def _needed(builder: Builder, bucket: Bucket, whole_space: bool) -> set[str]:
         if config.variant.applies(reached) is None:
             binaries = builder.binaries(op, config.plan(reached, builder.device), reached)
             paths |= {binary.key.path for binary in binaries}
+            paths |= {key.path for key in builder.checks(op, config, binaries)}
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Calls and tensors of the two GroupNorm ops, by name. Shared by the tests here and by tests/gpu."""
+"""Calls and tensors of the two GroupNorm ops, by name. Also used by tests/gpu."""
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,12 @@ def made_call(
         values["residual"] = TensorSpec.with_layout(dtype, shape, residual or x)
     values["weight"] = values["bias"] = TensorSpec(dtype, shape[1:2])
     return Call({**values, "groups": groups, "eps": eps, "numerics": numerics})
+
+
+def on_meta(tensor):
+    """A tensor without memory and with the same strides (`.to("meta")` would close gaps)."""
+    how = {"dtype": tensor.dtype, "device": "meta"}
+    return torch.empty_strided(tensor.shape, tensor.stride(), **how)
 
 
 def name_of(dtype):

@@ -3,7 +3,7 @@
 import jitd
 import pytest
 import torch
-from jitd.jit.sign import TensorSpec
+from jitd.jit.tensors import spec_of
 from jitd.models.ops.group_norm import group_norm_add_silu, group_norm_silu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -15,10 +15,12 @@ from .cases import (
     SHAPES,
     SILU,
     arguments,
+    call_of,
     eager,
     fits,
     laid_out,
     name_of,
+    on_meta,
     randn,
 )
 
@@ -58,7 +60,8 @@ def test_the_result_is_channels_last_or_contiguous(op, shape, groups, x):
     out = FUNCTIONS[op.name](*args)
     stays = x == "channels_last" and not args[0].is_contiguous()
     assert laid_out(out) == laid_out(LAYOUTS[x if stays else "contiguous"](args[0]))
-    assert torch.equal(out, eager(op, args))
+    # Not bit by bit: aten's silu on the CPU depends in the last bit on where a vector begins.
+    torch.testing.assert_close(out, eager(op, args), rtol=1e-6, atol=1e-6)
 
 
 # Every layout of x, with other layouts of the residual beside it.
@@ -83,7 +86,7 @@ def test_all_ways_give_the_same_strides(op, shape, x, residual):
     function = FUNCTIONS[op.name]
     *tensors, groups = arguments(op, shape, 3, x=x, residual=residual, dtype=torch.bfloat16)
     want = laid_out(function(*tensors, groups))
-    assert laid_out(function(*(t.to("meta") for t in tensors), groups)) == want
+    assert laid_out(function(*map(on_meta, tensors), groups)) == want
     assert laid_out(getattr(torch.ops.jitd, op.name)(*tensors, groups)) == want
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) for t in tensors]
@@ -118,7 +121,7 @@ def test_nothing_in_nothing_out(op, shape):
         for out in (function(*tensors, groups), compiled(*tensors, groups)):
             assert out.shape == shape
             assert out.is_contiguous()
-    assert function(*(t.to("meta") for t in tensors), groups).shape == shape
+    assert function(*map(on_meta, tensors), groups).shape == shape
     jitd.configure(interpret=True)  # a stand-in for a GPU: kernels answer, where there is work
     function(*tensors, groups)
     assert jitd.stats()["reference:empty"] == 1
@@ -176,7 +179,7 @@ def test_wrong_arguments_are_refused(case, device):
     is recorded as when it is run."""
     args, says = REFUSED[case]
     if device == "meta" and case != "devices":
-        args = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+        args = [on_meta(a) if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(ValueError, match=says):
         group_norm_silu(*args)
     x, *rest = args
@@ -212,21 +215,9 @@ def test_numerics_is_one_of_two_words(op):
 
 
 @OPS
-def test_outputs_are_what_the_reference_returns(op):
-    """The spec of the result that plans are made with is that of the tensor."""
-    for x in LAYOUTS:
-        *tensors, groups = arguments(op, (2, 12, 3, 2, 5), 4, x=x)
-        names = [argument.name for argument in op.tensors]
-        out = FUNCTIONS[op.name](*tensors, groups)
-        specs = {
-            n: TensorSpec("fp32", tuple(t.shape), t.stride())
-            for n, t in zip(names, tensors, strict=True)
-        }
-        [spec] = op.outputs(_call(specs, groups)).values()
-        assert (spec.shape, spec.strides) == (tuple(out.shape), out.stride())
-
-
-def _call(specs, groups):
-    from jitd.jit.sign import Call  # noqa: PLC0415
-
-    return Call({**specs, "groups": groups, "eps": 1e-5, "numerics": "exact"})
+@pytest.mark.parametrize("x", LAYOUTS)
+def test_outputs_are_what_the_reference_returns(op, x):
+    """The spec of the result, by which plans and meta tensors are made, is that of the tensor."""
+    args = arguments(op, (2, 12, 3, 2, 5), 4, x=x)
+    [spec] = op.outputs(call_of(op, args)).values()
+    assert spec == spec_of(FUNCTIONS[op.name](*args))
