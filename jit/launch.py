@@ -29,8 +29,9 @@ _STATIC_SHARED_BYTES = 48 << 10  # above it a kernel must be allowed more, once 
 _SPARE_BARRIERS = 32  # launches of one executable that may be captured into graphs for free
 _ALIGNMENT = 256  # of each workspace within the buffer of a call
 
-# PTX type of a parameter -> struct format and, for integers, width in bits. A float given for an .f32 must be packed as one: the
-# bytes of a Python float, a double, would be read as garbage without any error.
+# PTX type of a parameter -> struct format and, for integers, width in bits. A float given for an
+# .f32 must be packed as one: the bytes of a Python float, a double, would be read as garbage
+# without any error.
 _FORMATS = {
     "f32": ("<f", 0), "f64": ("<d", 0),
     **{f"{sign}{bits}": (form, bits) for sign in "sub"
@@ -249,10 +250,15 @@ class Executable:
     def _spare_barriers(self) -> list[list[torch.Tensor]]:
         if not self._zeroed or torch._C._cuda_isCurrentStreamCapturing():
             return []
-        spare = [self._new_barriers() for _ in range(_SPARE_BARRIERS)]
+        # Graphs know addresses only: the memory stays with us. Each set begins at 16 bytes.
+        self._slabs = [
+            torch.zeros(
+                _SPARE_BARRIERS, math.ceil(n / 4) * 4, dtype=d, device=self._torch_device
+            ).unbind()
+            for n, d in self._zeroed
+        ]
         torch.cuda.current_stream(self._torch_device).synchronize()  # zero before any replay
-        self._lent = list(spare)  # graphs know addresses only: the memory stays with us
-        return spare
+        return [list(one) for one in zip(*self._slabs, strict=True)]
 
     def _new_barriers(self) -> list[torch.Tensor]:
         return [torch.zeros(n, dtype=d, device=self._torch_device) for n, d in self._zeroed]

@@ -167,9 +167,8 @@ def _without_docstrings(node: ast.stmt) -> ast.stmt:
     """A copy of a statement whose functions have no docstrings."""
     node = copy.deepcopy(node)
     for function in ast.walk(node):
-        if isinstance(function, ast.FunctionDef):
-            if ast.get_docstring(function, clean=False) is not None:
-                function.body = function.body[1:] or [ast.Pass()]
+        if isinstance(function, ast.FunctionDef) and ast.get_docstring(function) is not None:
+            function.body = function.body[1:] or [ast.Pass()]
     return node
 
 

@@ -62,6 +62,7 @@ def problem_of(call: Call) -> GroupNormProblem:
     positions = prod(spatial)
     channels_last = x.layout.startswith("channels_last")
     copied = () if channels_last or x.layout == "contiguous" else ("x",)
+    copied += tuple(n for n in ("weight", "bias") if call[n].layout != "contiguous")
     widest = VECTOR_BYTES // ITEM_BYTES[x.dtype]
     vec = common_power_of_two(widest, c if channels_last else positions)
     residual = Residual("none")

@@ -77,7 +77,7 @@ def test_scalars_that_select_no_code_are_not_printed():
     [
         ("probe_norm(2x64)", "no signature"),
         ("other[bf16](2x64)", "no signature"),
-        ("probe_norm[bf16](2x64)", "nothing of groups"),
+        ("probe_norm[bf16](2x64)", "groups is missing"),
         ("probe_norm[bf17](2x64, groups=32)", "unknown dtype"),
         ("probe_norm[bf16](2x64, groups=32, nonsense=1)", "nonsense"),
         ("probe_norm[bf16](2x64:perm01234, groups=32)", "does not fit"),
