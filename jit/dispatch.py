@@ -169,7 +169,7 @@ class Dispatcher:
     def _by_reference(self, args: tuple[Any, ...], cause: str) -> Any:
         """The reference's answer, counted; for a lasting cause the table learns to ask it."""
         if cause in _LASTING:
-            self._remember(args, _Reference(self.op, args, cause))
+            self._remember(args, ReferenceAnswer(self.op, args, cause))
         current().stats.count(f"reference:{cause}")
         return _reference(self.op, args)
 
@@ -219,7 +219,7 @@ class Dispatcher:
         )
 
 
-class _Reference:
+class ReferenceAnswer:
     """The reference in the place of a kernel, for facts that no kernel can answer."""
 
     def __init__(self, op: Op, args: tuple[Any, ...], cause: str) -> None:

@@ -128,8 +128,8 @@ def plan_split(call: Call, params: Params, device: Device) -> Plan:
         args={
             **_tensors(problem),
             **_rounding(call),
-            "ws": Pointer("parts"),
-            "bar": Pointer("barrier"),
+            "ws": Pointer("parts" if most > 1 else "x"),
+            "bar": Pointer("barrier" if most > 1 else "x"),
             "step": step,
             "across": across,
             "down": down,
@@ -143,6 +143,8 @@ def plan_split(call: Call, params: Params, device: Device) -> Plan:
         cooperative=most > 1,
         fp_fusion=call.numerics == "fast",
     )
+    if most == 1:  # the kernel touches neither
+        return _plan(call, problem, [launch])
     return _plan(
         call,
         problem,

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from jitd.jit import runtime
-from jitd.jit.declare import Config, Pointer
+from jitd.jit.declare import Config, Pointer, Problem
 from jitd.jit.device import stand_in
 from jitd.jit.errors import DeclarationError
 from jitd.jit.source import function_source
@@ -28,8 +28,14 @@ def keys(builder, op, config, call):
     return {binary.key.digest for binary in builder.binaries(op, plan, call)}
 
 
+def warmed(builder, op, config, bucket):
+    """The binaries of a config that warming its bucket compiles."""
+    reached = [c for c in (bucket, *op.reach(bucket)) if config.variant.applies(c) is None]
+    return set().union(*(keys(builder, op, config, call) for call in reached))
+
+
 def configs(builder, op, call, count=CONFIGS):
-    """Some configs of every variant that computes the call, those of its default among them."""
+    """Some configs of every variant that computes the call, and the default."""
     kept, _ = op.configs(call, builder.device)
     for variant in op.variants:
         own = [config for config in kept if config.variant is variant]
@@ -82,8 +88,7 @@ def test_a_new_length_compiles_nothing(builder, op, channels, lengths, x, residu
     missing = []
     for bucket, calls in by_bucket.items():
         for config in configs(builder, op, bucket, count=6):
-            reached = [c for c in (bucket, *op.reach(bucket)) if config.variant.applies(c) is None]
-            warm = set().union(*(keys(builder, op, config, c) for c in reached))
+            warm = warmed(builder, op, config, bucket)
             for call in calls:
                 if config.variant.applies(call) is None and keys(builder, op, config, call) - warm:
                     missing.append((str(op.sign(call)), config.name))
@@ -98,8 +103,7 @@ def test_a_new_batch_compiles_nothing(builder, op, batch):
     call = made_call(op, shape, 32)
     bucket = op.bucket(call)
     for config in configs(builder, op, bucket):
-        warm = set().union(*(keys(builder, op, config, c) for c in (bucket, *op.reach(bucket))))
-        assert keys(builder, op, config, call) <= warm
+        assert keys(builder, op, config, call) <= warmed(builder, op, config, bucket)
 
 
 @OPS
@@ -111,29 +115,26 @@ def test_an_unaligned_input_compiles_nothing(builder, op, x):
     bucket = op.bucket(call)
     assert bucket.x.aligned
     for config in configs(builder, op, bucket):
-        warm = set().union(*(keys(builder, op, config, c) for c in (bucket, *op.reach(bucket))))
-        assert keys(builder, op, config, call) <= warm
+        assert keys(builder, op, config, call) <= warmed(builder, op, config, bucket)
 
 
 @OPS
-@pytest.mark.parametrize("channels", [(64, 32), (32, 8), (1000, 20), (4, 1)], ids=str)
-def test_huge_lengths_compile_nothing(builder, op, channels):
-    """Where offsets pass 2^31 within a bucket, reach covers both widths of integers."""
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 8), (1000, 20), (4, 1)])
+@pytest.mark.parametrize(("x", "residual"), PAIRS[:3])
+def test_huge_lengths_compile_nothing(builder, op, channels, groups, x, residual):
+    """Where counts and offsets pass 2^31 within a bucket, reach covers both widths of integers."""
+    if op is SILU and x != residual:
+        return
     missing = []
-    sampled = random.Random(2)
-    for x, residual in PAIRS[:3] if op is ADD else PAIRS[:1]:
-        for length in [2**29, 2**28, 2**27, 2**21, 2 * 10**8, 36_000_000]:
-            for call_length in (length, length - 1, length - 8, int(length * sampled.uniform(0.9, 1))):
-                for frames in divisors(call_length):
-                    shape = (1, channels[0], frames, 1, call_length // frames)
-                    call = made_call(op, shape, channels[1], x=x, residual=residual)
-                    bucket = op.bucket(call)
-                    for config in configs(builder, op, bucket, count=2):
-                        reached = (bucket, *op.reach(bucket))
-                        reached = [c for c in reached if config.variant.applies(c) is None]
-                        warm = set().union(*(keys(builder, op, config, c) for c in reached))
-                        if keys(builder, op, config, call) - warm:
-                            missing.append((str(op.sign(call)), config.name))
+    for most in (2**29, 2**28, 2**27, 2**21, 2 * 10**8, 36_000_000):
+        for length in (most, most - 1, most - 8, most * 15 // 16):
+            for frames in divisors(length):
+                shape = (1, channels, frames, 1, length // frames)
+                call = made_call(op, shape, groups, x=x, residual=residual)
+                bucket = op.bucket(call)
+                for config in configs(builder, op, bucket, count=2):
+                    if keys(builder, op, config, call) - warmed(builder, op, config, bucket):
+                        missing.append((str(op.sign(call)), config.name))
     assert missing == []
 
 
@@ -155,9 +156,9 @@ def test_few_binaries_for_each_config(builder, op):
     for x, residual in PAIRS:
         bucket = op.bucket(made_call(op, (1, 96, 16, 3, 8), 32, x=x, residual=residual))
         for config in configs(builder, op, bucket):
-            found = set().union(*(keys(builder, op, config, c) for c in op.reach(bucket)))
+            found = warmed(builder, op, config, bucket)
             launches = len(config.plan(bucket, builder.device).launches)
-            assert len(found) <= 9 * launches, (op.sign(bucket), config.name)
+            assert len(found) <= 12 * launches, (op.sign(bucket), config.name)
 
 
 @OPS
@@ -196,14 +197,8 @@ def test_kernels_can_be_read_without_triton():
         call = made_call(op, (1, 96, 16, 3, 8), 32, x=x, residual=residual)
         for variant in op.variants:
             if variant.applies(call) is None:
-                params = variant.space.configs(_problem(call, device))[0][0]
+                params = variant.space.default(Problem(call, device))
                 kernels |= {launch.kernel for launch in variant.plan(call, params, device).launches}
     assert len({kernel.source.digest for kernel in kernels}) == len(kernels) > 1
     with pytest.raises(DeclarationError):
         function_source("jitd.models.kernels.group_norm", "no_such_kernel")
-
-
-def _problem(call, device):
-    from jitd.jit.declare import Problem  # noqa: PLC0415
-
-    return Problem(call, device)
