@@ -102,12 +102,31 @@ class Builder:
             config = self.chosen(op, call, mode)
             if config is None:
                 config = self.tune(op, call, key)
-            return self.ensure(op, call, config)
+            return self.ensure_one(op, call, self.choices(op, call, config))
 
     def look_up(self, op: Op, call: Call, mode: Mode) -> Ready | None:
         """What is in the store and checked, without building anything."""
-        config = self.chosen(op, call, mode)
-        return None if config is None else self.stored(op, call, config)
+        chosen = self.chosen(op, call, mode)
+        for config in [] if chosen is None else self.choices(op, call, chosen):
+            plan = config.plan(call, self.device)
+            artifacts = [self._get(b.key) for b in self.binaries(op, plan, call)]
+            here = tuple(body for body in artifacts if body is not None)
+            check = self._get(check_key(op, config, _cubins(here), self.device))
+            if check is None or len(here) < len(artifacts):
+                return None
+            if check["ok"]:
+                return Ready(config, plan, here)
+        return None
+
+    def ensure_one(self, op: Op, call: Call, configs: Sequence[Config]) -> Ready:
+        """The first of `configs` that can be had for `call`. Raises NotReady if none can."""
+        for config in configs[:-1]:
+            try:
+                return self.ensure(op, call, config)
+            except NotReady as not_ready:
+                if not_ready.cause not in ("wrong", "compile_failed"):
+                    raise
+        return self.ensure(op, call, configs[-1])
 
     def ensure(self, op: Op, call: Call, config: Config) -> Ready:
         """Compile what `config` needs for `call`, check it on this card, put both, give it."""
@@ -135,6 +154,15 @@ class Builder:
         if mode in ("tune", "strict"):
             return None
         return self.guess(op, call)
+
+    def choices(self, op: Op, call: Call, chosen: Config) -> list[Config]:
+        """`chosen`, then the default, for a binary class in which `chosen` does not work.
+
+        A winner is checked in the class of its bucket; another class is another binary, which may
+        need more registers than a cooperative launch allows.
+        """
+        default = op.default(call, self.device)
+        return [chosen] if default is None or default.name == chosen.name else [chosen, default]
 
     def winner(self, op: Op, call: Call) -> Config | None:
         """The stored winner's config, if its variant is still the one that was timed."""
@@ -269,20 +297,6 @@ class Builder:
                 self._compiling(op, config, bucket)
 
     # -- parts --------------------------------------------------------------------------------
-
-    def stored(self, op: Op, call: Call, config: Config) -> Ready | None:
-        """`config` for `call`, if every binary is stored and their check is, and was passed."""
-        plan = config.plan(call, self.device)
-        artifacts = []
-        for binary in self.binaries(op, plan, call):
-            body = self._get(binary.key)
-            if body is None:
-                return None
-            artifacts.append(body)
-        check = self._get(check_key(op, config, _cubins(artifacts), self.device))
-        if check is None or not check["ok"]:
-            return None
-        return Ready(config, plan, tuple(artifacts))
 
     def binaries(self, op: Op, plan: Plan, call: Call) -> list[Binary]:
         """The binaries of a plan's launches, in order."""

@@ -82,7 +82,7 @@ class Dispatcher:
             facts=f"({', '.join(facts)})",
         )
         namespace = {
-            "is_compiling": torch.compiler.is_compiling,
+            "is_compiling": torch.compiler.is_dynamo_compiling,
             "autocast": torch._C._is_any_autocast_enabled,
             "modes": torch._C._len_torch_dispatch_stack,
             "grad": torch.is_grad_enabled,

@@ -60,6 +60,8 @@ class Loaded:
         cuda = devices.driver()
         attribute = cuda.CUfunction_attribute
         with torch.cuda.device(device.index), _Relaxed(cuda):
+            if not int(devices.check(cuda.cuCtxGetCurrent()) or 0):
+                torch.empty(1, device=f"cuda:{device.index}")  # makes torch's context current
             module = devices.check(cuda.cuModuleLoadData(artifact["cubin"]))
             function = devices.check(cuda.cuModuleGetFunction(module, artifact["symbol"].encode()))
             if artifact["shared"] > _STATIC_SHARED_BYTES:

@@ -15,7 +15,7 @@ from ..autotune.verify import Expected, Verdict, expect
 from ..autotune.verify import check as hold_to
 from .binary import Binary
 from .declare import Config, Device
-from .errors import CompileError
+from .errors import CompileError, LaunchError
 from .inputs import make_inputs, sample_kinds
 from .launch import Executable, Loaded
 from .op import Op
@@ -156,7 +156,10 @@ def check(
         loaded = [Loaded.load(body, device) for body in artifacts]
         executable = Executable(config.plan(call, device), loaded, call.tensors, device)
         expectations = _expectations(op, call, torch_device, sample_kinds(op, call))
-        verdict = _verdict(op, _Runner(executable, []), expectations)
+        try:
+            verdict = _verdict(op, _Runner(executable, []), expectations)
+        except LaunchError as error:  # too large for a cooperative launch, say: a fact about it
+            verdict = Verdict(False, str(error), None, None, None, 0, (), "float64")
         torch.cuda.synchronize()
         for binary in loaded:
             binary.unload()

@@ -130,9 +130,13 @@ def test_loads_and_stores_are_16_bytes_wide(builder, pool, tmp_path, op, layout)
             given = {value.name for value in launch.args.values() if hasattr(value, "name")}
             sass = disassembled(pool.submit(binary).result(WAIT_S)["cubin"], tmp_path)
             if "x" in given:
-                assert re.search(r"LDG\.E\.\S*128", sass), f"{variant.name}: {launch.kernel} reads x"
+                assert re.search(r"LDG\.E\.\S*128", sass), (
+                    f"{variant.name}: {launch.kernel} reads x"
+                )
             if "y" in given:
-                assert re.search(r"STG\.E\.\S*128", sass), f"{variant.name}: {launch.kernel} writes y"
+                assert re.search(r"STG\.E\.\S*128", sass), (
+                    f"{variant.name}: {launch.kernel} writes y"
+                )
 
 
 def test_a_length_that_nothing_divides_is_still_read(builder, pool, tmp_path):
