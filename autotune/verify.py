@@ -9,7 +9,7 @@ the truth once; `check` holds one runnable to them; `verify` does both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .bound import CHUNK_ELEMENTS, Bound, Deviation, EagerError, deviation, eager_error
@@ -92,6 +92,29 @@ class Expected:
     def restore(self) -> None:
         """Undo what a runnable did to its inputs, for the next one's sake."""
         self.inputs[:] = self.remake()
+
+
+def pooled(draws: Sequence[Expected]) -> list[Expected]:
+    """Several draws of the same inputs, each held to eager's worst error among all of them.
+
+    Among few elements eager may by luck be much better than it usually is, and would then refuse
+    what is as good as eager.
+    """
+    pooled_draws = []
+    for draw in draws:
+        answers = []
+        for number, answer in enumerate(draw.answers):
+            error = answer.error
+            if error is not None:
+                others = [d.answers[number].error or error for d in draws]
+                error = replace(
+                    error,
+                    largest=max(other.largest for other in others),
+                    rms=max(other.rms for other in others),
+                )
+            answers.append(replace(answer, error=error))
+        pooled_draws.append(replace(draw, answers=tuple(answers)))
+    return pooled_draws
 
 
 def verify(

@@ -104,6 +104,9 @@ class Dispatcher:
         self._refuse_other_types(args)
         if not all(map(_is_plain, tensors)):
             return self.torch_op(*args)  # a subclass has its own idea of this op
+        kind = next(t.device.type for t in tensors if t is not None)
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            return self._by_reference(args, "autocast")  # with autocast's casts, so unchecked
         call = self.call(args)
         op.check(call)
         record.note(op.sign(call)) if record._recording else None
@@ -142,8 +145,6 @@ class Dispatcher:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return "grad"
         kind = tensors[0].device.type
-        if torch.is_autocast_enabled(kind):
-            return "autocast"
         if settings.mode == "off":
             return "off"
         if kind != "cuda" and not (kind == "cpu" and settings.interpret):

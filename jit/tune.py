@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..autotune.policy import Policy
 from ..autotune.search import Candidate, CandidateFailed, Outcome, Result, search
 from ..autotune.timing import CudaTimer, copy_bandwidth
-from ..autotune.verify import Expected, Verdict, expect
+from ..autotune.verify import Expected, Verdict, expect, pooled
 from ..autotune.verify import check as hold_to
 from .binary import Binary
 from .declare import Config, Device
@@ -27,6 +28,7 @@ log = logging.getLogger("jitd.tune")
 Body = Mapping[str, Any]
 Compiling = Sequence[tuple[Binary, "Body | Future[dict[str, Any]]"]]
 
+_DRAWS, _FEW = 16, 1 << 17  # inputs of fewer elements are drawn several times
 _SEED = 20_240_229  # every process checks on the same inputs, so that they agree
 
 
@@ -217,15 +219,23 @@ def _expectations(op: Op, call: Call, device: torch.device, kinds: Sequence[str]
     numel = max(spec.numel for spec in call.tensors.values())
     fits = 48 * numel * len(kinds) < free  # float64 inputs, outputs and what eager makes on the way
     wide = any(spec.dtype == "fp32" for spec in call.tensors.values())
-    return [
-        expect(
-            reference,
-            truth if fits or wide else None,
-            inputs(kind),
-            generator=generator,
+    draws = max(1, min(_DRAWS, _FEW // max(1, numel)))
+    expectations: list[Expected] = []
+    for kind in kinds:
+        make = partial(_made, op, call, device, kind)
+        expectations += pooled(
+            [
+                expect(reference, truth if fits or wide else None, make, generator=generator)
+                for _ in range(draws)
+            ]
         )
-        for kind in kinds
-    ]
+    return expectations
+
+
+def _made(
+    op: Op, call: Call, device: torch.device, kind: str, generator: torch.Generator
+) -> list[torch.Tensor]:
+    return make_inputs(op, call, device, generator, kind)
 
 
 def _verdict(op: Op, runner: _Runner, expectations: Sequence[Expected]) -> Verdict:

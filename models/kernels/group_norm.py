@@ -33,7 +33,7 @@ _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
 
 @triton.jit
 def _silu(s, PRECISE: tl.constexpr):
-    """s / (1 + exp(-s)) in fp32; s -> -inf gives -0, NaN stays NaN.
+    """s / (1 + exp(-s)) in fp32; large negative s gives -0, NaN and -inf give NaN.
 
     PRECISE repairs the rounding of s * log2(e), whose effect on 2^t grows with |t|, and divides
     with one rounding: a few ulp of fp32.
@@ -139,9 +139,9 @@ def group_norm_split(
     step,
     across,
     down,
-    rs_n,
-    rs_c,
-    rs_o,
+    rs_n: tl.int64,
+    rs_c: tl.int64,
+    rs_o: tl.int64,
     inner,
     eps,
     CH: tl.constexpr,
@@ -267,9 +267,9 @@ def group_norm_apply(
     step,
     tiles,
     parts,
-    rs_n,
-    rs_c,
-    rs_o,
+    rs_n: tl.int64,
+    rs_c: tl.int64,
+    rs_o: tl.int64,
     inner,
     eps,
     BLOCK: tl.constexpr,
@@ -428,9 +428,9 @@ def group_norm_apply_rows(
     G,
     tiles,
     cols,
-    rs_n,
-    rs_c,
-    rs_o,
+    rs_n: tl.int64,
+    rs_c: tl.int64,
+    rs_o: tl.int64,
     inner,
     BR: tl.constexpr,
     BC: tl.constexpr,

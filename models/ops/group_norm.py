@@ -15,11 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ...jit.declare import Cost
 from ...jit.op import op
 from ...jit.sign import Call, TensorSpec
-from .group_norm_problem import GroupNormProblem, next_power_of_two, problem_of, quarter_step
+from .group_norm_problem import (
+    VECTOR_BYTES,
+    GroupNormProblem,
+    next_power_of_two,
+    problem_of,
+)
 from .group_norm_variants import VARIANTS, output
 
 NUMERICS = ("exact", "fast")
@@ -83,7 +89,7 @@ def _bucket(call: Call) -> Call:
     """
     x: TensorSpec = call.x
     problem = problem_of(call)
-    batch, positions = next_power_of_two(problem.N), quarter_step(problem.P)
+    batch, positions = next_power_of_two(problem.N), problem.bucket_P
     kind = problem.residual.mode
     shape: tuple[int, ...] = (batch, problem.C, positions)
     if problem.channels_last or kind == "strided":
@@ -120,15 +126,15 @@ def _reach(call: Call) -> list[Call]:
     found: dict[tuple[int, int], Call] = {(problem.vec, problem.residual.vec): call}
     if not problem.channels_last:
         strided = problem.residual.mode == "strided"
-        for frames in (FRAMES, FRAMES - 1, FRAMES - 2, FRAMES - 4) if strided else (1,):
-            for width in (1, 2, 4, 8):
-                length = problem.P // frames // width
-                length = max(1, length - (length % 2 == 0)) * width  # an odd number of widths
+        for frames in range(1, 2 * FRAMES + 1) if strided else (1,):
+            longest = problem.P // frames
+            for length in range(longest, max(0, longest - 2 * VECTOR_BYTES), -1):
                 shape = (x.shape[0], problem.C, frames, 1, length)
                 reached = _with_shape(call, shape if strided else (*shape[:2], length))
-                if _bucket(reached) == call:
-                    new = problem_of(reached)
-                    found.setdefault((new.vec, new.residual.vec), reached)
+                new = problem_of(reached)
+                widths = new.vec, new.residual.vec
+                if widths not in found and _bucket(reached) == call:
+                    found[widths] = reached
     misaligned = call.replace(x=x.like(aligned=False, strides=x.strides))
     return [*found.values(), misaligned]
 
@@ -224,7 +230,8 @@ def apply_group_norm_silu(x: Tensor, norm: nn.Module, activation: nn.Module) -> 
     if (
         type(norm) is nn.GroupNorm
         and type(activation) is nn.SiLU
-        and norm.affine
+        and norm.weight is not None
+        and norm.bias is not None
         and not activation.inplace
         and not (_is_hooked(norm) or _is_hooked(activation))
     ):
@@ -233,4 +240,10 @@ def apply_group_norm_silu(x: Tensor, norm: nn.Module, activation: nn.Module) -> 
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in module.__dict__ or _has_any_global_hook()

@@ -51,8 +51,12 @@ class GroupNormProblem:
 
     @property
     def bucket_P(self) -> int:
-        """The largest P of this P's bucket; what constexprs may be derived from."""
-        return quarter_step(self.P)
+        """The largest P of this P's bucket; what constexprs may be derived from.
+
+        With a strided residual at least 64, so that a bucket has room for several frames.
+        """
+        step = quarter_step(self.P)
+        return max(64, step) if self.residual.mode == "strided" else step
 
 
 def problem_of(call: Call) -> GroupNormProblem:

@@ -27,7 +27,8 @@ from .group_norm_problem import GroupNormProblem, next_power_of_two, problem_of,
 
 _MODULE = "jitd.models.kernels.group_norm"
 _DTYPES = ("bf16", "fp16", "fp32")
-_MAX_POSITIONS = (1 << 31) - 1  # positions are counted in 32 bits, elements in 64
+_MAX_POSITIONS = 1 << 30  # positions, and elements of a row, are counted in 32 bits;
+_MAX_ROW = 1 << 31  # offsets into the whole tensor in 64
 
 
 def output(call: Call) -> TensorSpec:
@@ -37,10 +38,12 @@ def output(call: Call) -> TensorSpec:
 
 
 def _unfit(call: Call) -> str | None:
+    """Why no kernel can take a call. Sizes are those of its bucket, whose members agree."""
     if call.x.dtype not in _DTYPES:
         return f"dtype {call.x.dtype}"
-    if call.x.numel // (call.x.shape[0] * call.x.shape[1]) > _MAX_POSITIONS // 2:
-        return "more than 2^30 positions"
+    problem = problem_of(call)
+    if problem.bucket_P > _MAX_POSITIONS or problem.D * problem.bucket_P >= _MAX_ROW:
+        return "a group of 2^31 elements or 2^30 positions"
     return None
 
 
@@ -54,13 +57,6 @@ def _channels_last_only(call: Call) -> str | None:
     if not call.x.layout.startswith("channels_last"):
         return "x is not channels_last"
     return _unfit(call)
-
-
-def _short_rows_only(call: Call) -> str | None:
-    reason = _contiguous_only(call)
-    if reason is None and problem_of(call).row_elements >= 1 << 31:
-        return "a group of 2^31 elements"
-    return reason
 
 
 def _tensors(problem: GroupNormProblem) -> dict[str, Any]:
@@ -211,7 +207,7 @@ SPLIT = Variant(
         where=_split_where,
         default=lambda asked: {"CH": 4, "ACROSS": 1, "num_warps": 8, "EARLY": False},
     ),
-    applies=_short_rows_only,
+    applies=_contiguous_only,
     gpu_only=True,
 )
 

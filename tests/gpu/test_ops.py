@@ -33,13 +33,14 @@ TUNED = [
     case(SILU, BEFORE),
     case(ADD, BEFORE),
     case(SILU, BEHIND),
+    case(ADD, BEHIND),
     case(ADD, BEHIND, residual="frame_major"),
     case(SILU, BEHIND, **LAST),
     case(ADD, BEHIND, **LAST),
     case(SILU, (1, 4, 2, 3), 2),
     case(ADD, (2, 96, 7, 11, 13), dtype=FP32),
     case(ADD, (3, 96, 5, 8, 12), dtype=FP16, residual="frame_major"),
-    case(SILU, (2, 10, 3, 5, 7), 5, dtype=FP32, **LAST),
+    case(SILU, (2, 10, 3, 5, 7), 5, **LAST),
     case(SILU, (64, 96)),
     case(ADD, (1, 64, 31, 37), numerics="fast"),
 ]
@@ -47,7 +48,7 @@ TUNED = [
 # Served by the config of the nearest winner, or by the default: compiled and checked, not tuned.
 REPLAYED = [
     *(case(SILU, latents(p, s)) for p in list(PRESETS)[1:] for s in (1, 2)),
-    *(case(ADD, latents(p, 1)) for p in list(PRESETS)[1:]),
+    case(ADD, latents("1088x1920-hq", 1)),
     *(case(ADD, latents(p, 2), residual="frame_major") for p in list(PRESETS)[1:]),
     case(SILU, (1, 512, 8, 45, 80)),
     case(SILU, (1, 512, 16, 90, 160)),
@@ -56,7 +57,7 @@ REPLAYED = [
     case(ADD, (1, 1024, 13, 17, 31), dtype=FP32),
     case(SILU, (2, 512, 3, 1021)),
     case(SILU, (3, 40, 4099), 8, dtype=FP16),
-    case(SILU, (1, 7, 101), 1, dtype=FP32),
+    case(SILU, (1, 7, 101), 1),
     case(SILU, (5, 320, 1), 32),
     case(ADD, (2, 48, 16, 9, 11), 12, x="channels_last", residual="frame_major"),
     case(ADD, (2, 48, 16, 9, 11), 12, x="contiguous", residual="channels_last"),
@@ -141,7 +142,7 @@ def test_not_a_number_goes_where_eager_puts_it(op, x, dtype):
         tensors[0][0, 0, 1, 2, 3], tensors[0][1, 5, 0, 0, 0] = nan, inf
         if op is ADD:
             tensors[1][0, 9, 0, 0, :3] = torch.tensor([nan, inf, -inf], device="cuda")
-        tensors[-3][20], tensors[-2][31] = inf, nan
+        tensors[-3][20] = tensors[-2][31] = nan
         return tensors
 
     hold(op, make)
@@ -153,11 +154,12 @@ def test_eps_is_respected_without_another_binary(op):
     args = arguments(op, (1, 64, 31, 37), 32, dtype=FP32, device="cuda")
     args[0] *= 1e-3
     jitd.configure(mode="replay")
-    function, compiled = FUNCTIONS[op.name], None
+    function, compiled = FUNCTIONS[op.name], set()
     for eps in (1e-2, 1e-6, 1e-2):
-        torch.testing.assert_close(function(*args, eps), op.reference(*args, eps))
-        compiled = compiled or jitd.stats().get("compiles", 0)
-        assert jitd.stats().get("compiles", 0) == compiled
+        want = op.reference(*args, eps)
+        torch.testing.assert_close(function(*args, eps), want, rtol=1e-4, atol=1e-5)
+        compiled.add(jitd.stats().get("compiles", 0))
+    assert len(compiled) == 1
     assert not torch.allclose(function(*args, 1e-2), function(*args, 1e-6))
 
 
@@ -217,9 +219,7 @@ def test_more_than_two_to_the_31_elements(much_memory):
     for group in (0, 16, 31):
         part = slice(2 * group, 2 * group + 2)
         want = SILU.reference(x[:, part].contiguous(), weight[part], bias[part], 1)
-        off = (out[:, part] != want).sum().item()
-        assert off < 1e-3 * want.numel() or torch.allclose(out[:, part], want, rtol=2e-2, atol=1e-2)
-        torch.testing.assert_close(out[:, part, :, ::97], want[:, :, :, ::97], rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(out[:, part], want, rtol=2e-2, atol=2e-2)
 
 
 @OPS

@@ -119,7 +119,7 @@ def test_a_removed_hook_is_none():
 
 
 def test_autocast_is_the_modules():
-    """Under autocast, where activations are bf16 and parameters fp32, the result is the modules'."""
+    """Under autocast, with bf16 activations and fp32 parameters, the result is the modules'."""
     modules = norm(), nn.SiLU()
     x = randn(*SHAPE, dtype=torch.bfloat16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 from jitd.jit import runtime
@@ -28,19 +29,26 @@ def keys(builder, op, config, call):
     return {binary.key.digest for binary in builder.binaries(op, plan, call)}
 
 
+@cache
+def reached(op, bucket):
+    """The calls for which warming a bucket compiles."""
+    return (bucket, *op.reach(bucket))
+
+
 def warmed(builder, op, config, bucket):
     """The binaries of a config that warming its bucket compiles."""
-    reached = [c for c in (bucket, *op.reach(bucket)) if config.variant.applies(c) is None]
-    return set().union(*(keys(builder, op, config, call) for call in reached))
+    calls = [c for c in reached(op, bucket) if config.variant.applies(c) is None]
+    return set().union(*(keys(builder, op, config, call) for call in calls))
 
 
 def configs(builder, op, call, count=CONFIGS):
-    """Some configs of every variant that computes the call, and the default."""
+    """Some configs of every variant that computes the call, and the default, if there is one."""
     kept, _ = op.configs(call, builder.device)
     for variant in op.variants:
         own = [config for config in kept if config.variant is variant]
         yield from random.Random(len(own)).sample(own, min(count, len(own)))
-    yield op.default(call, builder.device)
+    default = op.default(call, builder.device)
+    yield from [default] if default else []
 
 
 def divisors(length):
