@@ -98,7 +98,7 @@ def run_moments(
             q = tl.fma(d, d, q)
             n += valid.to(tl.float32)
     e = s / tl.maximum(n, 1.0)
-    return tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), None, combine)
+    return tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), 0, combine)
 
 
 @triton.jit
@@ -127,4 +127,4 @@ def merge_parts(ws, row, parts, LANES: tl.constexpr):
         mb = tl.load(at + parts, mask=live, other=0.0, cache_modifier=".cg")
         qb = tl.load(at + 2 * parts, mask=live, other=0.0, cache_modifier=".cg")
         n, mean, m2 = combine(n, mean, m2, nb, mb, qb)
-    return tl.reduce((n, mean, m2), None, combine)
+    return tl.reduce((n, mean, m2), 0, combine)
