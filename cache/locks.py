@@ -28,6 +28,7 @@ ORDER: Final = (
     "negative",
     "artifact",
     "check",
+    "source",
     "lease",
 )
 """A thread that holds a lock of one kind takes only locks of later kinds: no cycle, no deadlock."""
