@@ -70,9 +70,8 @@ def run_moments(
     (a multiple of VEC) at `ptr`.
 
     Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as
-    that pivot is
-    one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the mean. Lanes
-    join by `combine`.
+    that pivot is one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the
+    mean. Lanes join by `combine`.
     """
     TILE: tl.constexpr = BLOCK * UNROLL
     length = (length // VEC) * VEC
