@@ -214,6 +214,7 @@ class Builder:
                 bucket,
                 configs,
                 compiling,
+                probes=lambda config: self.probes(op, bucket, config),
                 device=self.device,
                 policy=self.policy,
                 default=default.name if default else None,
@@ -240,7 +241,8 @@ class Builder:
         from .tune import check  # noqa: PLC0415  (torch)
 
         with self._leased():
-            body = check(op, call, config, artifacts, self.device)
+            probes = self.probes(op, call, config)
+            body = check(op, call, config, artifacts, self.device, probes)
         self.stats.count("checks")
         if not body["ok"]:
             log.warning("%s for %s is wrong: %s", config, op.sign(call), body["reason"])
@@ -308,6 +310,16 @@ class Builder:
         }
         target, toolchain = self.device.target, self.toolchain
         return [binary_of(launch, tensors, target, toolchain, op.name) for launch in plan.launches]
+
+    def probes(self, op: Op, call: Call, config: Config) -> list[Call]:
+        """The op's further calls to check at, as far as they use the same binaries as `call`."""
+        binaries = self.binaries(op, config.plan(call, self.device), call)
+        return [
+            probe
+            for probe in dict.fromkeys(op.probes(call))
+            if probe != call
+            and self.binaries(op, config.plan(probe, self.device), probe) == binaries
+        ]
 
     def explain(self, op: Op, call: Call) -> str:
         """Why `call` is not ready, in one sentence."""

@@ -53,6 +53,10 @@ def _itself_only(call: Call) -> Sequence[Call]:
     return (call,)
 
 
+def _nothing_else(call: Call) -> Sequence[Call]:
+    return ()
+
+
 def _anything(call: Call) -> None:
     return None
 
@@ -78,6 +82,7 @@ class Op:
     implied: Mapping[str, Callable[[Call], TensorSpec]]
     bucket: Callable[[Call], Call]
     reach: Callable[[Call], Sequence[Call]]
+    probes: Callable[[Call], Sequence[Call]]
     bound: Bound
 
     def __repr__(self) -> str:
@@ -216,6 +221,7 @@ def op(
     implied: Mapping[str, Callable[[Call], TensorSpec]] | None = None,
     bucket: Callable[[Call], Call] = _same_call,
     reach: Callable[[Call], Sequence[Call]] = _itself_only,
+    probes: Callable[[Call], Sequence[Call]] = _nothing_else,
     bound: Bound = Bound(),  # noqa: B008  (frozen)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated eager reference an op, registered with torch as `torch.ops.jitd.<name>`.
@@ -232,6 +238,8 @@ def op(
     implied   tensor argument -> the spec it has unless the signature says otherwise
     bucket    call -> the call that is tuned for all of its bucket: its largest member
     reach     call -> calls that between them reach every binary class of the bucket
+    probes    call -> further calls of its bucket at which its binaries are checked: sizes that
+              leave tiles partly full, since a check vouches for every size of the bucket
     bound     how far from float64 a kernel may be, in terms of eager's own error
 
     Raises DeclarationError for anything that cannot work.
@@ -255,6 +263,7 @@ def op(
             implied=dict(implied or {}),
             bucket=bucket,
             reach=reach,
+            probes=probes,
             bound=bound,
         )
         _refuse_nonsense(declared)

@@ -29,6 +29,7 @@ Body = Mapping[str, Any]
 Compiling = Sequence[tuple[Binary, "Body | Future[dict[str, Any]]"]]
 
 _DRAWS, _FEW = 16, 1 << 17  # inputs of fewer elements are drawn several times
+_KEPT = 4  # sets of inputs that a check holds at once: two kinds, two probes
 _SEED = 20_240_229  # every process checks on the same inputs, so that they agree
 
 
@@ -83,6 +84,7 @@ def tune(
     configs: Sequence[Config],
     compiling: Mapping[str, Compiling],
     *,
+    probes: Callable[[Config], Sequence[Call]],
     device: Device,
     policy: Policy,
     default: str | None,
@@ -92,7 +94,7 @@ def tune(
     """Check and time `configs` for `call` and choose; the caller holds the lease of the GPU.
 
     `compiling` has, for each config by name, its binaries with their artifacts, finished or still
-    being compiled. Inputs are made here: nothing is ever tuned on live tensors.
+    being compiled; `probes` gives further calls to check them at. Inputs are made here: nothing is ever tuned on live tensors.
     """
     by_name = {config.name: config for config in configs}
     done: dict[str, list[tuple[Binary, Body]]] = {}
@@ -101,8 +103,9 @@ def tune(
     runners: dict[str, _Runner] = {}
     torch_device = torch.device("cuda", device.index)
     with torch.cuda.device(torch_device), torch.no_grad():
-        expectations = _expectations(op, call, torch_device, sample_kinds(op, call))
-        sets = _input_sets(op, call, expectations[0], torch_device, policy.input_sets)
+        expectations = _Expectations(op, torch_device)
+        first = expectations.of(call, sample_kinds(op, call))[0]
+        sets = _input_sets(op, call, first, torch_device, policy.input_sets)
 
         def build(name: str) -> Callable[[], _Runner]:
             def finish() -> _Runner:
@@ -116,7 +119,10 @@ def tune(
             return finish
 
         def verify(candidate: Candidate, runner: Any) -> Verdict:
-            verdict = _verdict(op, runner, expectations)
+            config = by_name[candidate.name]
+            verdict = _verdict(
+                op, [call, *probes(config)], config, loaded[candidate.name], expectations, device
+            )
             verdicts[candidate.name] = verdict
             on_progress(len(verdicts), len(configs))
             return verdict
@@ -139,35 +145,44 @@ def tune(
             for binary in binaries:
                 binary.unload()
     winner = by_name[result.winner] if result.winner else None
-    for held in (expectations, sets, runners):
+    for held in (sets, runners):
         held.clear()
-    del timer
+    del expectations, first, timer
     torch.cuda.empty_cache()  # tuning may have taken many times what serving needs
     if winner is None:
         return Found(None, result, (), {}, floor_us, eager_us)
-    verdict_body = _check_body(op, call, verdicts[winner.name], loaded[winner.name], device)
+    calls = [call, *probes(winner)]
+    verdict_body = _check_body(op, calls, verdicts[winner.name], loaded[winner.name], device)
     return Found(winner, result, done[winner.name], verdict_body, floor_us, eager_us)
 
 
 def check(
-    op: Op, call: Call, config: Config, artifacts: Sequence[Body], device: Device
+    op: Op,
+    call: Call,
+    config: Config,
+    artifacts: Sequence[Body],
+    device: Device,
+    probes: Sequence[Call] = (),
 ) -> dict[str, Any]:
-    """Hold the binaries of a config to the reference at `call`; the body of a check record."""
+    """Hold the binaries of a config to the reference at `call` and `probes`.
+
+    Gives the body of a check record.
+    """
+    calls = [call, *probes]
     torch_device = torch.device("cuda", device.index)
     with torch.cuda.device(torch_device), torch.no_grad():
         loaded = [Loaded.load(body, device) for body in artifacts]
-        executable = Executable(config.plan(call, device), loaded, call.tensors, device)
-        expectations = _expectations(op, call, torch_device, sample_kinds(op, call))
+        expectations = _Expectations(op, torch_device)
         try:
-            verdict = _verdict(op, _Runner(executable, []), expectations)
+            verdict = _verdict(op, calls, config, loaded, expectations, device)
         except LaunchError as error:  # too large for a cooperative launch, say: a fact about it
             verdict = Verdict(False, str(error), None, None, None, 0, (), "float64")
         torch.cuda.synchronize()
         for binary in loaded:
             binary.unload()
-    del expectations, executable
+    del expectations
     torch.cuda.empty_cache()
-    return _check_body(op, call, verdict, loaded, device)
+    return _check_body(op, calls, verdict, loaded, device)
 
 
 class _Runner:
@@ -201,35 +216,45 @@ class _Eager:
         self.reference(*args, **kwargs)
 
 
-def _expectations(op: Op, call: Call, device: torch.device, kinds: Sequence[str]) -> list[Expected]:
-    """Inputs of each kind, eager's answers and the truth."""
-    generator = torch.Generator(device).manual_seed(_SEED)
+class _Expectations:
+    """Inputs, eager's answers and the truth, made once for each call and kind of inputs."""
 
-    def reference(*tensors: torch.Tensor) -> Any:
-        args, kwargs = _arguments(op, call, tensors)
-        return op.reference(*args, **kwargs)
+    def __init__(self, op: Op, device: torch.device) -> None:
+        self.op, self.device = op, device
+        self._generator = torch.Generator(device).manual_seed(_SEED)
+        self._made: dict[tuple[Call, str], list[Expected]] = {}
 
-    def truth(*tensors: torch.Tensor) -> Any:
-        return reference(*(t.double() if t.is_floating_point() else t for t in tensors))
+    def of(self, call: Call, kinds: Sequence[str]) -> list[Expected]:
+        """Those of each kind, several draws of small ones."""
+        for kind in kinds:
+            if (call, kind) not in self._made:
+                self._made[call, kind] = self._expect(call, kind)
+        return [expected for kind in kinds for expected in self._made[call, kind]]
 
-    def inputs(kind: str) -> Callable[[torch.Generator], list[torch.Tensor]]:
-        return lambda generator: make_inputs(op, call, device, generator, kind)
+    def _expect(self, call: Call, kind: str) -> list[Expected]:
+        op, device = self.op, self.device
 
-    free, _ = torch.cuda.mem_get_info(device)
-    numel = max(spec.numel for spec in call.tensors.values())
-    fits = 48 * numel * len(kinds) < free  # float64 inputs, outputs and what eager makes on the way
-    wide = any(spec.dtype == "fp32" for spec in call.tensors.values())
-    draws = max(1, min(_DRAWS, _FEW // max(1, numel)))
-    expectations: list[Expected] = []
-    for kind in kinds:
+        def reference(*tensors: torch.Tensor) -> Any:
+            args, kwargs = _arguments(op, call, tensors)
+            return op.reference(*args, **kwargs)
+
+        def truth(*tensors: torch.Tensor) -> Any:
+            return reference(*(t.double() if t.is_floating_point() else t for t in tensors))
+
+        free, _ = torch.cuda.mem_get_info(device)
+        numel = max(spec.numel for spec in call.tensors.values())
+        # float64 inputs, outputs and what eager makes on the way, for each kind of inputs and probe
+        fits = 48 * numel * _KEPT < free
+        wide = any(spec.dtype == "fp32" for spec in call.tensors.values())
         make = partial(_made, op, call, device, kind)
-        expectations += pooled(
+        return pooled(
             [
-                expect(reference, truth if fits or wide else None, make, generator=generator)
-                for _ in range(draws)
+                expect(
+                    reference, truth if fits or wide else None, make, generator=self._generator
+                )
+                for _ in range(max(1, min(_DRAWS, _FEW // max(1, numel))))
             ]
         )
-    return expectations
 
 
 def _made(
@@ -238,11 +263,26 @@ def _made(
     return make_inputs(op, call, device, generator, kind)
 
 
-def _verdict(op: Op, runner: _Runner, expectations: Sequence[Expected]) -> Verdict:
-    """The worst verdict over all kinds of inputs."""
-    verdicts = [hold_to(runner, expected, bound=op.bound) for expected in expectations]
-    bad = [verdict for verdict in verdicts if not verdict.ok]
-    return bad[0] if bad else verdicts[0]
+def _verdict(
+    op: Op,
+    calls: Sequence[Call],
+    config: Config,
+    loaded: Sequence[Loaded],
+    expectations: _Expectations,
+    device: Device,
+) -> Verdict:
+    """The first bad verdict over `calls` and kinds of inputs, else that of the first call.
+
+    All kinds at the first call; the others, which differ in size only, get normal inputs.
+    """
+    verdicts = []
+    for number, call in enumerate(calls):
+        runner = _Runner(Executable(config.plan(call, device), loaded, call.tensors, device), [])
+        for expected in expectations.of(call, sample_kinds(op, call)[: 1 if number else None]):
+            verdicts.append(hold_to(runner, expected, bound=op.bound))
+            if not verdicts[-1].ok:
+                return verdicts[-1]
+    return verdicts[0]
 
 
 def _input_sets(
@@ -304,12 +344,13 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check_body(
-    op: Op, call: Call, verdict: Verdict, loaded: Sequence[Loaded], device: Device
+    op: Op, calls: Sequence[Call], verdict: Verdict, loaded: Sequence[Loaded], device: Device
 ) -> dict[str, Any]:
     return {
         "ok": verdict.ok,
         "reason": verdict.reason,
-        "signature": op.sign(call).text,
+        "signature": op.sign(calls[0]).text,
+        "probes": [op.sign(call).text for call in calls[1:]],
         "device": device.name,
         "driver": device.driver,
         "max_abs_error": verdict.max_abs_error,

@@ -200,7 +200,8 @@ def group_norm_split(
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
 
     count = (tl.minimum(D - kd * CH, CH) * (end - start)).to(tl.float32)
-    mean, m2 = tile_moments(v, valid, count)
+    origin = tl.load(x + base).to(tl.float32)
+    mean, m2 = tile_moments(v, valid, count, origin)
     if LANES > 1:
         store_part(ws, row, k, parts, count, mean, m2)
         tl.debug_barrier()
@@ -214,7 +215,7 @@ def group_norm_split(
             now = tl.atomic_add(bar + row, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
         count, mean, m2 = merge_parts(ws, row, parts, LANES)
-    mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
+    mean, rstd = _stats(origin + mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)
     if RES != "none" and not EARLY:
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
@@ -241,15 +242,16 @@ def group_norm_stats(
 
     fp32, pivoted sums per lane. Part k takes tiles k, k + parts, ... of BLOCK*UNROLL elements, so
     that neighbouring programs read
-    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count, mean, M2
-    of each part.
+    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count,
+    mean less the row's first element, M2 of each part.
     """
     let_next_start()
     row = tl.program_id(0) % rows
     k = tl.program_id(0) // rows
     tile: tl.constexpr = BLOCK * UNROLL
     base = x + ((row.to(tl.int64) * L) // VEC) * VEC
-    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, BLOCK, UNROLL, VEC)
+    origin = tl.load(base).to(tl.float32)
+    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, origin, BLOCK, UNROLL, VEC)
     store_part(ws, row, k, parts, count, mean, m2)
 
 
@@ -310,9 +312,10 @@ def group_norm_apply(
         rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0)
     wv = tl.load(w + c)
     bv = tl.load(b + c)
+    origin = tl.load(x + row.to(tl.int64) * D * P).to(tl.float32)
     wait_for_previous()
     count, mean, m2 = merge_parts(ws, row, parts, LANES)
-    mean, rstd = _stats(mean, m2, count, eps, dtype, ROUND_STATS)
+    mean, rstd = _stats(origin + mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)
     tl.store(
         y + at + p, _activate(v.to(tl.float32), rv, scale, shift, dtype, RES, EXACT), mask=valid

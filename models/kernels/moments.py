@@ -1,9 +1,10 @@
 """Count, mean and M2 (sum of squared distances to the mean) of fp32 values, and how two such
 triples are joined.
 
-Nothing here forms E[x^2] - mean^2, so a mean far larger than the spread costs no accuracy. All
-combinations run in
-a fixed order: equal inputs and equal constexprs give equal bits.
+Nothing here forms E[x^2] - mean^2, so a mean far larger than the spread costs no accuracy. Means
+are kept relative to an `origin`, any element of the set: joining many of them would else round each
+time to the last place of the full mean. All combinations run in a fixed order: equal inputs and
+equal constexprs give equal bits.
 """
 
 import triton
@@ -46,9 +47,9 @@ def widen_again(x):
 
 
 @triton.jit
-def tile_moments(x, valid, count):
-    """(mean, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`, `count` valid
-    elements (fp32 scalar).
+def tile_moments(x, valid, count, origin):
+    """(mean - origin, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`, `count`
+    valid elements (fp32 scalar).
 
     True two-pass; the first mean is corrected by the sum of the residuals, so it is as good as fp32
     can hold.
@@ -59,15 +60,15 @@ def tile_moments(x, valid, count):
     d = flat(d)
     s, q = tl.reduce((d, d * d), 0, add_pairs)
     e = s / n
-    return pivot + e, tl.maximum(q - s * e, 0.0)
+    return (pivot - origin) + e, tl.maximum(q - s * e, 0.0)
 
 
 @triton.jit
 def run_moments(
-    ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr
+    ptr, length, first, stride, origin, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr
 ):
-    """(count, mean, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of `length`
-    (a multiple of VEC) at `ptr`.
+    """(count, mean - origin, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of
+    `length` (a multiple of VEC) at `ptr`.
 
     Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as
     that pivot is one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the
@@ -77,6 +78,7 @@ def run_moments(
     length = (length // VEC) * VEC
     lane = tl.arange(0, BLOCK)
     pivot = tl.load(ptr + first + lane, mask=first + lane < length, other=0.0).to(tl.float32)
+    offset = tl.where(first + lane < length, pivot - origin, 0.0)  # of an empty lane: combine's 0
     n = tl.zeros([BLOCK], tl.float32)
     s = tl.zeros([BLOCK], tl.float32)
     q = tl.zeros([BLOCK], tl.float32)
@@ -97,7 +99,7 @@ def run_moments(
             q = tl.fma(d, d, q)
             n += valid.to(tl.float32)
     e = s / tl.maximum(n, 1.0)
-    return tl.reduce((n, pivot + e, tl.maximum(q - s * e, 0.0)), 0, combine)
+    return tl.reduce((n, offset + e, tl.maximum(q - s * e, 0.0)), 0, combine)
 
 
 @triton.jit

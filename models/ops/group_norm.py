@@ -139,6 +139,33 @@ def _reach(call: Call) -> list[Call]:
     return [*found.values(), misaligned]
 
 
+def _probes(call: Call) -> list[Call]:
+    """The longest and the shortest of the lengths that share bucket and widths with `call`.
+
+    The shortest is just above the next smaller bucket: its last tiles are nearly empty.
+    """
+    if any(spec.layout.startswith("strided(") for spec in call.tensors.values()):
+        return []
+    problem, bucket, x = problem_of(call), _bucket(call), call.x
+    unit = problem.P // x.shape[-1] if len(x.shape) > 2 else 1
+    longest, shortest = problem.bucket_P // unit, problem.shortest_P // unit
+    tries = 2 * VECTOR_BYTES
+    found: list[Call] = []
+    for lengths in (range(longest, longest - tries, -1), range(shortest, shortest + tries)):
+        for length in lengths if len(x.shape) > 2 else ():
+            if length < 1 or unit * length > problem.bucket_P:
+                continue
+            probe = _with_shape(call, (*x.shape[:-1], length))
+            if _widths(problem_of(probe)) == _widths(problem) and _bucket(probe) == bucket:
+                found.append(probe)
+                break
+    return found
+
+
+def _widths(problem: GroupNormProblem) -> tuple[int, int, str]:
+    return problem.vec, problem.residual.vec, problem.residual.mode
+
+
 def _with_shape(call: Call, shape: tuple[int, ...]) -> Call:
     changes = {
         name: TensorSpec.with_layout(spec.dtype, shape, spec.layout)
@@ -159,6 +186,7 @@ _RULES: dict[str, Any] = {
     "selects": ("groups", "numerics"),
     "bucket": _bucket,
     "reach": _reach,
+    "probes": _probes,
 }
 
 

@@ -58,6 +58,16 @@ class GroupNormProblem:
         step = quarter_step(self.P)
         return max(64, step) if self.residual.mode == "strided" else step
 
+    @property
+    def shortest_P(self) -> int:
+        """The smallest P of this P's bucket."""
+        longest = self.bucket_P
+        if longest <= 4:
+            return longest
+        if longest == 64 and self.residual.mode == "strided":
+            return 1
+        return longest - (1 << ((longest - 1).bit_length() - 3)) + 1
+
 
 def problem_of(call: Call) -> GroupNormProblem:
     """The problem that a checked, non-empty call poses."""

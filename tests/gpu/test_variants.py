@@ -41,7 +41,8 @@ def test_configs_of_every_variant_are_right(workers, builder, card, variant, nam
     for config, futures in running:
         artifacts = [future.result(WAIT_S) for future in futures]
         try:
-            verdict = check(op, call, config, artifacts, card)
+            probes = builder.probes(op, call, config)
+            verdict = check(op, call, config, artifacts, card, probes)
         except LaunchError as error:
             assert "TOO_LARGE" in str(error)
             refused.append(config)

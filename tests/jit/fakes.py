@@ -90,7 +90,7 @@ class Machine:
         return Found(winner, result, built[winner.name], check, 1.0, 3.0)
 
     def _check(
-        self, op: Any, call: Any, config: Any, artifacts: Any, device: Any
+        self, op: Any, call: Any, config: Any, artifacts: Any, device: Any, probes: Any
     ) -> dict[str, Any]:
         self.checked.append(config.name)
         return self._verdict(op, call)
