@@ -94,7 +94,8 @@ def tune(
     """Check and time `configs` for `call` and choose; the caller holds the lease of the GPU.
 
     `compiling` has, for each config by name, its binaries with their artifacts, finished or still
-    being compiled; `probes` gives further calls to check them at. Inputs are made here: nothing is ever tuned on live tensors.
+    being compiled; `probes` gives further calls to check them at. Inputs are made here: nothing is
+    ever tuned on live tensors.
     """
     by_name = {config.name: config for config in configs}
     done: dict[str, list[tuple[Binary, Body]]] = {}
@@ -145,9 +146,10 @@ def tune(
             for binary in binaries:
                 binary.unload()
     winner = by_name[result.winner] if result.winner else None
+    expectations.clear()
     for held in (sets, runners):
         held.clear()
-    del expectations, first, timer
+    del first, timer
     torch.cuda.empty_cache()  # tuning may have taken many times what serving needs
     if winner is None:
         return Found(None, result, (), {}, floor_us, eager_us)
@@ -231,6 +233,10 @@ class _Expectations:
                 self._made[call, kind] = self._expect(call, kind)
         return [expected for kind in kinds for expected in self._made[call, kind]]
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._made.clear()
+
     def _expect(self, call: Call, kind: str) -> list[Expected]:
         op, device = self.op, self.device
 
@@ -249,9 +255,7 @@ class _Expectations:
         make = partial(_made, op, call, device, kind)
         return pooled(
             [
-                expect(
-                    reference, truth if fits or wide else None, make, generator=self._generator
-                )
+                expect(reference, truth if fits or wide else None, make, generator=self._generator)
                 for _ in range(max(1, min(_DRAWS, _FEW // max(1, numel))))
             ]
         )

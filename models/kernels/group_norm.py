@@ -25,7 +25,17 @@ Integers are run-time values and not specialised: one binary serves every length
 import triton
 import triton.language as tl
 
-from .moments import combine, flat, merge_parts, run_moments, store_part, tile_moments, widen_again
+from .moments import (
+    combine,
+    flat,
+    merge_parts,
+    part_of,
+    row_origin,
+    run_moments,
+    store_part,
+    tile_moments,
+    widen_again,
+)
 from .ptx import exp2, let_next_start, rsqrt, wait_for_previous
 
 _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
@@ -166,7 +176,7 @@ def group_norm_split(
 
     Grid: rows*K, all of them resident at once: launch cooperatively unless K == 1. LANES == 1 means
     K == 1: no barrier, ws and bar
-    are not touched. ws: fp32[rows, 3, K]. bar: int32[rows], zero before the first launch ever; each
+    are not touched. ws: see `part_of`. bar: int32[rows], zero before the first launch ever; each
     use flips the sign bit and leaves the
     other bits zero, so it is never cleared, also when K changes. Two launches that share bar must
     not overlap.
@@ -200,7 +210,7 @@ def group_norm_split(
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
 
     count = (tl.minimum(D - kd * CH, CH) * (end - start)).to(tl.float32)
-    origin = tl.load(x + base).to(tl.float32)
+    origin = row_origin(x + base, D * P)
     mean, m2 = tile_moments(v, valid, count, origin)
     if LANES > 1:
         store_part(ws, row, k, parts, count, mean, m2)
@@ -242,15 +252,16 @@ def group_norm_stats(
 
     fp32, pivoted sums per lane. Part k takes tiles k, k + parts, ... of BLOCK*UNROLL elements, so
     that neighbouring programs read
-    neighbouring memory. Moves: x once. Grid: parts*rows. ws: fp32[rows, 3, parts]: count,
-    mean less the row's first element, M2 of each part.
+    neighbouring memory. Moves: x once. Grid: parts*rows. ws: see `part_of`.
     """
     let_next_start()
     row = tl.program_id(0) % rows
     k = tl.program_id(0) // rows
     tile: tl.constexpr = BLOCK * UNROLL
     base = x + ((row.to(tl.int64) * L) // VEC) * VEC
-    origin = tl.load(base).to(tl.float32)
+    origin = row_origin(base, L)
+    if k == 0:
+        tl.store(part_of(ws, row, parts) + 3 * parts, origin)
     count, mean, m2 = run_moments(base, L, k * tile, parts * tile, origin, BLOCK, UNROLL, VEC)
     store_part(ws, row, k, parts, count, mean, m2)
 
@@ -312,8 +323,8 @@ def group_norm_apply(
         rv = tl.load(r + _residual(p, r_at, rs_o, inner, RVEC, RES), mask=valid, other=0.0)
     wv = tl.load(w + c)
     bv = tl.load(b + c)
-    origin = tl.load(x + row.to(tl.int64) * D * P).to(tl.float32)
     wait_for_previous()
+    origin = tl.load(part_of(ws, row, parts) + 3 * parts)
     count, mean, m2 = merge_parts(ws, row, parts, LANES)
     mean, rstd = _stats(origin + mean, m2, count, eps, dtype, ROUND_STATS)
     scale, shift = _affine(mean, rstd, wv, bv)

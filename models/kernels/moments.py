@@ -2,8 +2,8 @@
 triples are joined.
 
 Nothing here forms E[x^2] - mean^2, so a mean far larger than the spread costs no accuracy. Means
-are kept relative to an `origin`, any element of the set: joining many of them would else round each
-time to the last place of the full mean. All combinations run in a fixed order: equal inputs and
+are kept relative to an `origin` near them: joining many would else round each time to the last
+place of the full mean. All combinations run in a fixed order: equal inputs and
 equal constexprs give equal bits.
 """
 
@@ -103,9 +103,25 @@ def run_moments(
 
 
 @triton.jit
+def row_origin(ptr, length):
+    """The mean (fp32) of the first 32 elements of a row: near enough to its mean, cheap to have."""
+    lane = tl.arange(0, 32)
+    head = tl.load(ptr + lane, mask=lane < length, other=0.0).to(tl.float32)
+    return tl.sum(head) / tl.minimum(length, 32).to(tl.float32)
+
+
+@triton.jit
+def part_of(ws, row, parts):
+    """Where the parts of a row begin in ws: fp32[rows, 3*parts + 1], counts, means less the row's
+    origin, M2s, and last the origin.
+    """
+    return ws + row.to(tl.int64) * (3 * parts + 1)
+
+
+@triton.jit
 def store_part(ws, row, k, parts, count, mean, m2):
-    """Write part k of a row to ws: fp32[rows, 3, parts]."""
-    at = ws + row.to(tl.int64) * 3 * parts + k
+    """Write part k of a row to ws."""
+    at = part_of(ws, row, parts) + k
     tl.store(at, count)
     tl.store(at + parts, mean)
     tl.store(at + 2 * parts, m2)
@@ -113,7 +129,7 @@ def store_part(ws, row, k, parts, count, mean, m2):
 
 @triton.jit
 def merge_parts(ws, row, parts, LANES: tl.constexpr):
-    """(count, mean, M2) of the parts of a row, joined in a fixed order.
+    """(count, mean less the origin, M2) of the parts of a row, joined in a fixed order.
 
     Loads bypass L1 (.cg): the parts may have been written during this launch.
     """
@@ -122,7 +138,7 @@ def merge_parts(ws, row, parts, LANES: tl.constexpr):
     mean = tl.zeros([LANES], tl.float32)
     m2 = tl.zeros([LANES], tl.float32)
     for i in range(0, parts, LANES):
-        at = ws + row.to(tl.int64) * 3 * parts + i + lane
+        at = part_of(ws, row, parts) + i + lane
         live = i + lane < parts
         nb = tl.load(at, mask=live, other=0.0, cache_modifier=".cg")
         mb = tl.load(at + parts, mask=live, other=0.0, cache_modifier=".cg")

@@ -145,7 +145,7 @@ def plan_split(call: Call, params: Params, device: Device) -> Plan:
         call,
         problem,
         [launch],
-        parts=Workspace("fp32", problem.rows * 3 * across * down),
+        parts=Workspace("fp32", problem.rows * (3 * across * down + 1)),
         barrier=Workspace("i32", problem.rows, zeroed=True),
     )
 
@@ -257,7 +257,7 @@ def plan_two_launch(call: Call, params: Params, device: Device) -> Plan:
         dependent=True,
         fp_fusion=fusion,
     )
-    parts = Workspace("fp32", problem.rows * 3 * params["PARTS"])
+    parts = Workspace("fp32", problem.rows * (3 * params["PARTS"] + 1))
     return _plan(call, problem, [stats, apply], parts=parts)
 
 
