@@ -28,9 +28,9 @@ import triton.language as tl
 from .moments import (
     combine,
     flat,
+    load_head,
     merge_parts,
     part_of,
-    row_origin,
     run_moments,
     store_part,
     tile_moments,
@@ -200,6 +200,7 @@ def group_norm_split(
     base = row.to(tl.int64) * D * P
     offsets = ch[:, None] * P + p[None, :]
     v = tl.load(x + base + offsets, mask=valid, other=0.0)
+    head = load_head(x + base, D * P)
     wv = tl.load(w + c, mask=ch < D, other=0.0)[:, None]
     bv = tl.load(b + c, mask=ch < D, other=0.0)[:, None]
     r_offsets = _residual(
@@ -210,8 +211,7 @@ def group_norm_split(
         rv = tl.load(r + r_offsets, mask=valid, other=0.0)
 
     count = (tl.minimum(D - kd * CH, CH) * (end - start)).to(tl.float32)
-    origin = row_origin(x + base, D * P)
-    mean, m2 = tile_moments(v, valid, count, origin)
+    origin, mean, m2 = tile_moments(v, valid, count, head, D * P)
     if LANES > 1:
         store_part(ws, row, k, parts, count, mean, m2)
         tl.debug_barrier()
@@ -259,10 +259,9 @@ def group_norm_stats(
     k = tl.program_id(0) // rows
     tile: tl.constexpr = BLOCK * UNROLL
     base = x + ((row.to(tl.int64) * L) // VEC) * VEC
-    origin = row_origin(base, L)
+    origin, count, mean, m2 = run_moments(base, L, k * tile, parts * tile, BLOCK, UNROLL, VEC)
     if k == 0:
         tl.store(part_of(ws, row, parts) + 3 * parts, origin)
-    count, mean, m2 = run_moments(base, L, k * tile, parts * tile, origin, BLOCK, UNROLL, VEC)
     store_part(ws, row, k, parts, count, mean, m2)
 
 

@@ -47,9 +47,25 @@ def widen_again(x):
 
 
 @triton.jit
-def tile_moments(x, valid, count, origin):
-    """(mean - origin, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`, `count`
-    valid elements (fp32 scalar).
+def load_head(ptr, length):
+    """The first 32 elements of a row, 0 beyond its length."""
+    lane = tl.arange(0, 32)
+    return tl.load(ptr + lane, mask=lane < length, other=0.0)
+
+
+@triton.jit
+def origin_of(head, length):
+    """The mean (fp32) of a row's head: near enough to the row's mean, and cheap.
+
+    Apart from `load_head`, so that nothing need wait for that load before it loads the rest.
+    """
+    return tl.sum(head.to(tl.float32)) / tl.minimum(length, 32).to(tl.float32)
+
+
+@triton.jit
+def tile_moments(x, valid, count, head, length):
+    """(origin, mean - origin, M2) of a tile in registers: x bf16|fp16|fp32 and 0 where not `valid`,
+    `count` valid elements (fp32 scalar), of a row of `length` elements that begins with `head`.
 
     True two-pass; the first mean is corrected by the sum of the residuals, so it is as good as fp32
     can hold.
@@ -60,25 +76,26 @@ def tile_moments(x, valid, count, origin):
     d = flat(d)
     s, q = tl.reduce((d, d * d), 0, add_pairs)
     e = s / n
-    return (pivot - origin) + e, tl.maximum(q - s * e, 0.0)
+    origin = origin_of(head, length)
+    return origin, (pivot - origin) + e, tl.maximum(q - s * e, 0.0)
 
 
 @triton.jit
 def run_moments(
-    ptr, length, first, stride, origin, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr
+    ptr, length, first, stride, BLOCK: tl.constexpr, UNROLL: tl.constexpr, VEC: tl.constexpr
 ):
-    """(count, mean - origin, M2) of tiles of BLOCK*UNROLL elements at first, first + stride, ... of
-    `length` (a multiple of VEC) at `ptr`.
+    """(origin, count, mean - origin, M2) of tiles of BLOCK*UNROLL elements at first, first +
+    stride, ... of the row of `length` (a multiple of VEC) at `ptr`.
 
     Each of BLOCK lanes subtracts its own first sample before summing: 3 flops per element, and as
     that pivot is one of the lane's own n samples, q - s*s/n loses at most log2(n) bits whatever the
     mean. Lanes join by `combine`.
     """
     TILE: tl.constexpr = BLOCK * UNROLL
+    head = load_head(ptr, length)
     length = (length // VEC) * VEC
     lane = tl.arange(0, BLOCK)
     pivot = tl.load(ptr + first + lane, mask=first + lane < length, other=0.0).to(tl.float32)
-    offset = tl.where(first + lane < length, pivot - origin, 0.0)  # of an empty lane: combine's 0
     n = tl.zeros([BLOCK], tl.float32)
     s = tl.zeros([BLOCK], tl.float32)
     q = tl.zeros([BLOCK], tl.float32)
@@ -99,15 +116,10 @@ def run_moments(
             q = tl.fma(d, d, q)
             n += valid.to(tl.float32)
     e = s / tl.maximum(n, 1.0)
-    return tl.reduce((n, offset + e, tl.maximum(q - s * e, 0.0)), 0, combine)
-
-
-@triton.jit
-def row_origin(ptr, length):
-    """The mean (fp32) of the first 32 elements of a row: near enough to its mean, cheap to have."""
-    lane = tl.arange(0, 32)
-    head = tl.load(ptr + lane, mask=lane < length, other=0.0).to(tl.float32)
-    return tl.sum(head) / tl.minimum(length, 32).to(tl.float32)
+    origin = origin_of(head, length)
+    mean = tl.where(n > 0, (pivot - origin) + e, 0.0)  # of an empty lane: what `combine` ignores
+    n, mean, m2 = tl.reduce((n, mean, tl.maximum(q - s * e, 0.0)), 0, combine)
+    return origin, n, mean, m2
 
 
 @triton.jit
