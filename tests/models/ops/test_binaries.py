@@ -159,6 +159,26 @@ def test_reach_stays_in_the_bucket(op):
 
 
 @OPS
+def test_checks_see_the_longest_and_a_barely_longer_than_the_next_bucket(builder, op):
+    """Probes share bucket and binaries with the call, and the shortest leaves tiles nearly empty:
+    a check at the bucket's own, full size would not see a kernel that miscounts a tail."""
+    for (channels, groups), lengths in BUCKETS:
+        for x, residual in PAIRS:
+            shape = (1, channels, 1, 1, lengths[-1])
+            bucket = op.bucket(made_call(op, shape, groups, x=x, residual=residual))
+            probes = op.probes(bucket)
+            assert all(op.bucket(probe) == bucket for probe in probes)
+            config = op.default(bucket, builder.device)
+            if config is None or not probes:
+                continue
+            checked = builder.probes(op, bucket, config)
+            binaries = keys(builder, op, config, bucket)
+            assert all(keys(builder, op, config, probe) == binaries for probe in checked)
+            if lengths[-1] > 1000 and residual in (None, "contiguous"):
+                assert any(probe.x.numel < 0.9 * bucket.x.numel for probe in checked)
+
+
+@OPS
 def test_few_binaries_for_each_config(builder, op):
     """Warming a bucket compiles a handful of binaries for each launch, not one for each length."""
     for x, residual in PAIRS:
