@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-VERSION = 1
+VERSION = 2
 """Raised when the same numbers come to mean another measurement."""
 
 Identity = tuple[int | tuple[str, float | bool | tuple[int, ...]], ...]
@@ -24,18 +24,20 @@ class Policy:
     tie              share by which two timings may differ and still count as equal
     hysteresis       share by which a new winner has to be faster than the stored one
     floor_stop       the search stops at a candidate that is as near as this to the floor
+    drift            share by which the canary may vary before a search counts as noisy
     flush_l2         each repetition finds a cold L2
     input_sets       input sets that a timed run rotates over
     """
 
     clock_warmup_ms: float = 200.0
-    rungs: tuple[int, ...] = (5, 15, 40)
+    rungs: tuple[int, ...] = (5, 20, 60)
     keep_within: float = 1.3
-    finalists: int = 4
+    finalists: int = 6
     graph_below_us: float = 30.0
     tie: float = 0.01
     hysteresis: float = 0.03
     floor_stop: float = 0.05
+    drift: float = 0.1
     flush_l2: bool = True
     input_sets: int = 2
 
@@ -55,6 +57,8 @@ class Policy:
                 f"tie={self.tie}, hysteresis={self.hysteresis}: a stored winner inside the tie "
                 "band must stay, so 0 <= tie <= hysteresis"
             )
+        if self.drift <= 0:
+            raise ValueError(f"drift={self.drift}: every search varies; allow more than 0")
 
     def identity(self) -> Identity:
         """What a key has to hold of this policy: the version, then every number by its name."""

@@ -3,14 +3,19 @@
 # ruff: noqa: PLC0415 - torch is imported where it is used, so that importing this stays cheap
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .canary import Canary
+from .candidate import How, Runnable, Samples
 from .policy import Policy
-from .search import How, Runnable, Samples
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +32,17 @@ PROBE_REPS = 3
 LEAD_FLUSHES = 10
 """Flushes enqueued ahead of the first repetition, so that the GPU never waits for the CPU."""
 
+KEPT_RUNS = 64
+"""Runs that are remembered. A graph takes some memory, and keeps what its run allocated."""
+
 IDLE_S = 0.5
 """After so long without a measurement the clocks may have fallen, and are raised again."""
 
 UNKNOWN_L2_FLUSH = 256 << 20
 """Bytes to flush on a device that does not report the size of its L2."""
+
+CANARY_REPS = 3
+"""Replays of the flushes alone ahead of a measurement by events."""
 
 COPY_REPS = 20
 
@@ -59,6 +70,16 @@ class CudaTimer:
     Runs compared with each other in one call are all timed by the same method: by graphs if each
     can be captured and one of them is short, as events read it. The two methods differ by a
     microsecond or two.
+
+    A run that is measured again is neither warmed nor captured again: the last KEPT_RUNS are
+    remembered, each as long as it lives (it has to be hashable and weakly referable, as functions
+    and most objects are). `forget` ends that earlier: do so before what a run launches is
+    unloaded, and between searches.
+
+    The canary of `drift` is the graph of flushes alone: with graphs it is in every repetition,
+    else it is replayed CANARY_REPS times ahead of each measurement. Being a graph it shows nothing
+    of a CPU that is slow to enqueue; and the flush of an event repetition would be no measure: it
+    writes back what the run before it left in the L2.
     """
 
     def __init__(self, device: torch.device | str | int, policy: Policy) -> None:
@@ -72,10 +93,41 @@ class CudaTimer:
             self._side = torch.cuda.Stream(self._device)
         self._flushes_alone: torch.cuda.CUDAGraph | None = None
         self._last_busy: float | None = None
+        self._remembered: weakref.WeakKeyDictionary[Runnable, _Remembered]
+        self._canary: Canary
+        self.forget()
 
     def __repr__(self) -> str:
         flush = f"{self._buffer.numel() * 4 / 2**20:.0f} MiB flushed before each repetition"
         return f"CudaTimer({self._device}, {flush})"
+
+    @property
+    def drift(self) -> float:
+        """The share by which the flush varied since the last `forget`; see `canary.Canary`.
+
+        0.0 without `policy.flush_l2`: there is then nothing to go by.
+        """
+        return self._canary.drift
+
+    def warm_up(self) -> None:
+        """Raise the clocks, if the device has been idle for IDLE_S.
+
+        Each measurement does so if need be; done before, it can take place during a compile.
+        """
+        import torch
+
+        if self._last_busy is None or time.monotonic() - self._last_busy > IDLE_S:
+            with torch.cuda.device(self._device):
+                _keep_busy(self._flush, self._policy.clock_warmup_ms)
+            self._last_busy = time.monotonic()
+
+    def forget(self, run: Runnable | None = None) -> None:
+        """Let go of a run and its graph; without one, of all, and of what the canary showed."""
+        if run is not None:
+            self._remembered.pop(run, None)
+        else:
+            self._remembered = weakref.WeakKeyDictionary()
+            self._canary = Canary()
 
     def measure(self, run: Runnable, reps: int) -> Samples:
         """`reps` repetitions of one run."""
@@ -85,25 +137,43 @@ class CudaTimer:
         """`rounds` repetitions of each run, taken in turns."""
         import torch
 
+        self.warm_up()
         with torch.cuda.device(self._device):
-            self._raise_clocks()
-            how = self._method(runs)
+            known = [self._recall(run) for run in runs]
+            how = self._method(known)
+            flushes_us: list[float] = []
             samplers = [
-                self._by_graph(run) if how == "graph" else self._by_events(run) for run in runs
+                self._by_graph(run, its, flushes_us) if how == "graph" else self._by_events(run)
+                for run, its in zip(runs, known, strict=True)
             ]
+            if how == "events" and self._policy.flush_l2:
+                flushes_us += self._sample([self._flush_sampler()], CANARY_REPS)[0]
             samples = self._sample(samplers, rounds)
+            if self._policy.flush_l2:
+                self._canary.note(flushes_us)
             self._last_busy = time.monotonic()
         return [Samples(us, how) for us in samples]
 
-    def _method(self, runs: Sequence[Runnable]) -> How:
-        """Warm every run, and say how this company is to be timed."""
-        for run in runs:
+    def _recall(self, run: Runnable) -> _Remembered:
+        """What is known about a run; at first sight it is warmed, and tried by events."""
+        its = self._remembered.pop(run, None)
+        if its is None:
             for i in range(WARM_CALLS):
                 run(i % self._policy.input_sets)
-        if not all(getattr(run, "capturable", True) for run in runs):
+            its = _Remembered(math.inf)
+            if getattr(run, "capturable", True):
+                its.eager_us = min(self._sample([self._by_events(run)], PROBE_REPS)[0])
+        while len(self._remembered) >= KEPT_RUNS:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[run] = its  # as the latest; the one that was not used for longest is first
+        return its
+
+    def _method(self, known: Sequence[_Remembered]) -> How:
+        """How this company is to be timed."""
+        eager_us = [its.eager_us for its in known]
+        if math.inf in eager_us:
             return "events"
-        eager = self._sample([self._by_events(run) for run in runs], PROBE_REPS)
-        return "graph" if min(map(min, eager)) < self._policy.graph_below_us else "events"
+        return "graph" if min(eager_us) < self._policy.graph_below_us else "events"
 
     def _sample(self, samplers: Sequence[_Sampler], rounds: int) -> list[list[float]]:
         """Enqueue all repetitions, then wait once: a wait between them would drain the queue."""
@@ -115,6 +185,25 @@ class CudaTimer:
         torch.cuda.current_stream().synchronize()
         return [[read() for read in column] for column in zip(*readers, strict=True)]
 
+    def _flush_sampler(self) -> _Sampler:
+        """Samples of one flush, by replaying the graph of flushes alone."""
+        alone = self._flushes()
+
+        def sample(_: int) -> _Reader:
+            start = _mark()
+            alone.replay()
+            end = _mark()
+            return lambda: 1e3 * float(start.elapsed_time(end)) / GRAPH_COPIES
+
+        return sample
+
+    def _flushes(self) -> torch.cuda.CUDAGraph:
+        """The graph of flushes alone."""
+        if self._flushes_alone is None:
+            self._flushes_alone = self._capture(None)
+            self._flushes_alone.replay()  # the first replay of a graph uploads it
+        return self._flushes_alone
+
     def _by_events(self, run: Runnable) -> _Sampler:
         def sample(i: int) -> _Reader:
             self._flush()
@@ -125,11 +214,12 @@ class CudaTimer:
 
         return sample
 
-    def _by_graph(self, run: Runnable) -> _Sampler:
-        if self._flushes_alone is None:
-            self._flushes_alone = self._capture(None)
-        alone, together = self._flushes_alone, self._capture(run)
-        together.replay()  # the first replay of a graph uploads it
+    def _by_graph(self, run: Runnable, its: _Remembered, flushes_us: list[float]) -> _Sampler:
+        """Adds the time of a flush to `flushes_us` as each repetition is read."""
+        if its.graph is None:
+            its.graph = self._capture(run)
+            its.graph.replay()
+        alone, together = self._flushes(), its.graph
 
         def sample(_: int) -> _Reader:
             self._flush()
@@ -140,7 +230,9 @@ class CudaTimer:
             end = _mark()
 
             def read() -> float:
-                more_ms = float(middle.elapsed_time(end)) - float(start.elapsed_time(middle))
+                alone_ms = float(start.elapsed_time(middle))
+                more_ms = float(middle.elapsed_time(end)) - alone_ms
+                flushes_us.append(1e3 * alone_ms / GRAPH_COPIES)
                 return 1e3 * more_ms / GRAPH_COPIES
 
             return read
@@ -155,29 +247,30 @@ class CudaTimer:
         # What the caller has enqueued so far (its inputs) happens before the capture, and the
         # capture before what the caller enqueues next (the replays).
         self._side.wait_stream(caller)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._side):
             if run is not None:
                 run(0)  # libraries set up their workspace per stream; not during the capture
-        graph = torch.cuda.CUDAGraph()
-        # The outer context puts the caller's stream back where a failed capture would not.
-        # thread_local: an allocation in another thread of a serving process must not break this.
-        with (
-            torch.cuda.stream(caller),
-            torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"),
-        ):
-            for i in range(GRAPH_COPIES):
-                self._flush()
-                if run is not None:
-                    run(i % self._policy.input_sets)
+            # Not `with torch.cuda.graph`: it empties torch's cache of memory, and the check of the
+            # next candidate would have to allocate everything anew.
+            # thread_local: an allocation in another thread of a process must not break this.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for i in range(GRAPH_COPIES):
+                    self._flush()
+                    if run is not None:
+                        run(i % self._policy.input_sets)
+            except BaseException:
+                # Ends the capture, and fails; what went wrong in it is what the caller has to see.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         caller.wait_stream(self._side)
         return graph
 
     def _flush(self) -> None:
         self._buffer.fill_(1)
-
-    def _raise_clocks(self) -> None:
-        if self._last_busy is None or time.monotonic() - self._last_busy > IDLE_S:
-            _keep_busy(self._flush, self._policy.clock_warmup_ms)
 
 
 def copy_bandwidth(device: torch.device | str | int) -> float:
@@ -205,6 +298,18 @@ def _copy_bandwidth(index: int) -> float:
         torch.cuda.current_stream().synchronize()
         ms = sorted(float(a.elapsed_time(b)) for a, b in itertools.pairwise(marks))
     return 2 * nbytes / (ms[len(ms) // 2] * 1e-3)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """A run that was measured before.
+
+    eager_us  as events read it, too long by their own time; infinite if it cannot be captured
+    graph     the runs between flushes, once they were captured
+    """
+
+    eager_us: float
+    graph: torch.cuda.CUDAGraph | None = None
 
 
 _Reader = Callable[[], float]

@@ -1,50 +1,42 @@
 """What happens on a miss: `Builder.get_or_build`, one page.
 
 The same code runs in a client and in the daemon. It imports no torch: timing and checking, which
-need a GPU, are in `tune` and imported when first needed.
+need a GPU, are done by a `Tuner`, in a process of its own unless that is turned off.
 """
 
-import hashlib
+import itertools
 import logging
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NoReturn
 
 from ..autotune.policy import Policy
-from ..cache.errors import CacheWriteError, LockUnavailable
+from ..autotune.search import CandidateFailed
+from ..cache.errors import LockUnavailable
 from ..cache.keys import Key
 from ..cache.locks import KeyLocks
 from ..cache.store import Store
+from .artifacts import Artifacts
 from .binary import Binary, binary_of
+from .candidates import Candidates, Pairs
 from .compile import CompilePool
 from .declare import Config, Device, Plan
-from .errors import ColdKernelError, CompileError, JitdError
-from .keys import check_key, failure_key, tuning_key
+from .errors import ColdKernelError, NotReady
+from .isolated import Tuner, TunerFailed, wanted_first
+from .keys import check_key, failure_key
 from .op import Op
 from .settings import Mode
+from .shelf import Shelf
 from .sign import Call
 from .stats import Stats
+from .task import DoesNotFit, Found, Task
+from .winners import Journal, Winners
 
 log = logging.getLogger("jitd")
 
 Body = Mapping[str, Any]
-
-
-class NotReady(JitdError):
-    """There is no checked kernel for a call and there will be none now; the reference answers.
-
-    `cause` is a word for the counters, `detail` a sentence.
-    """
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(cause, detail)
-        self.cause, self.detail = cause, detail
-
-    def __str__(self) -> str:
-        return f"{self.cause}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,23 @@ class Builder:
     device: Device
     toolchain: str
     stats: Stats
+    tuner: Callable[[], Tuner]
     policy: Policy = Policy()  # noqa: RUF009  (frozen)
+    memory_share: float = 0.5
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    _unsaved: dict[str, Body] = field(default_factory=dict)
-    _compilations: dict[str, Future[dict[str, Any]]] = field(default_factory=dict)
+    _outdated: set[str] = field(default_factory=set)
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        return Shelf(self.store, self.stats)
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.shelf, self.pool, self._held, self.stats)
+
+    @cached_property
+    def winners(self) -> Winners:
+        return Winners(self.shelf, self.device, self.toolchain, self.policy)
 
     # -- the page -----------------------------------------------------------------------------
 
@@ -101,7 +106,8 @@ class Builder:
             self._refuse_if_failed(op, call)
             config = self.chosen(op, call, mode)
             if config is None:
-                config = self.tune(op, call, key)
+                config = self.tune(op, call)
+                self.artifacts.forget()
             return self.ensure_one(op, call, self.choices(op, call, config))
 
     def look_up(self, op: Op, call: Call, mode: Mode) -> Ready | None:
@@ -109,9 +115,9 @@ class Builder:
         chosen = self.chosen(op, call, mode)
         for config in [] if chosen is None else self.choices(op, call, chosen):
             plan = config.plan(call, self.device)
-            artifacts = [self._get(b.key) for b in self.binaries(op, plan, call)]
+            artifacts = [self.shelf.get(b.key) for b in self.binaries(op, plan, call)]
             here = tuple(body for body in artifacts if body is not None)
-            check = self._get(check_key(op, config, _cubins(here), self.device))
+            check = self.shelf.get(check_key(op, config, _cubins(here), self.device))
             if check is None or len(here) < len(artifacts):
                 return None
             if check["ok"]:
@@ -131,10 +137,10 @@ class Builder:
     def ensure(self, op: Op, call: Call, config: Config) -> Ready:
         """Compile what `config` needs for `call`, check it on this card, put both, give it."""
         plan = config.plan(call, self.device)
-        artifacts = self.artifacts(self.binaries(op, plan, call))
+        artifacts = self.artifacts.get(self.binaries(op, plan, call))
         key = check_key(op, config, _cubins(artifacts), self.device)
         with self._held(key):
-            check = self._get(key)
+            check = self.shelf.get(key)
             if check is None:
                 check = self.check(op, call, config, artifacts, key)
         if not check["ok"]:
@@ -144,16 +150,17 @@ class Builder:
     # -- choosing -----------------------------------------------------------------------------
 
     def chosen(self, op: Op, call: Call, mode: Mode) -> Config | None:
-        """The config that answers `call`: the winner's, else, where nothing may be tuned, a guess.
+        """The config that answers `call`: the winner's, that of before an upgrade, else, where
+        nothing may be tuned, a guess.
 
         None means: tune first.
         """
-        winner = self.winner(op, call)
+        winner = self.winner(op, call) or self._former(op, call)
         if winner is not None:
             return winner
         if mode in ("tune", "strict"):
             return None
-        return self.guess(op, call)
+        return self.winners.guess(op, call)
 
     def choices(self, op: Op, call: Call, chosen: Config) -> list[Config]:
         """`chosen`, then the default, for a binary class in which `chosen` does not work.
@@ -165,137 +172,154 @@ class Builder:
         return [chosen] if default is None or default.name == chosen.name else [chosen, default]
 
     def winner(self, op: Op, call: Call) -> Config | None:
-        """The stored winner's config, if its variant is still the one that was timed."""
-        body = self._get(self.tuning_key(op, call))
-        return None if body is None else _config_of(op, body)
+        """The stored winner's config, if its code is still what was timed."""
+        return self.winners.get(op, call)
 
-    def guess(self, op: Op, call: Call) -> Config | None:
-        """The config of the nearest winner that fits `call`, else the default."""
-        wanted = op.bucket(call)
-        kept, _ = op.configs(wanted, self.device)
-        names = {config.name for config in kept}
-        for _, body in self.nearest(op, wanted):
-            config = _config_of(op, body)
-            if config is not None and config.name in names:
-                return config
-        return op.default(call, self.device)
-
-    def nearest(self, op: Op, call: Call) -> Iterator[tuple[float, Body]]:
-        """The winners of this op on this card, nearest first by log-distance in shape."""
-        shape = call[op.tensors[0].name].shape
-        ranked = []
-        for header in self.store.headers("winner", op.name):
-            other = header.meta.get("shape", ())
-            if header.meta.get("device") == self.device.name and len(other) == len(shape):
-                distance = sum(
-                    abs(math.log2(max(a, 1) / max(b, 1))) for a, b in zip(shape, other, strict=True)
-                )
-                ranked.append((distance, header))
-        for distance, header in sorted(ranked, key=lambda pair: (pair[0], pair[1].path)):
-            record = self.store.record_for(header)
-            if record is not None:
-                yield distance, record.body
+    def _former(self, op: Op, call: Call) -> Config | None:
+        """The winner of another toolchain; counted, and said once for each bucket."""
+        config = self.winners.former(op, call)
+        if config is not None:
+            signature = op.sign(op.bucket(call)).text
+            if signature not in self._outdated:
+                self._outdated.add(signature)
+                self.stats.count("former_winners")
+                log.warning(
+                    "%s: %s won under another Triton or policy and serves until it is tuned again: "
+                    "jitctl warmup --signature '%s'", signature, config, signature,
+                )  # fmt: skip
+        return config
 
     # -- building -----------------------------------------------------------------------------
 
-    def tune(self, op: Op, call: Call, key: Key, *, stored: str | None = None) -> Config:
-        """Find, check and publish the fastest config of the call's bucket. Raises NotReady."""
-        from .tune import tune  # noqa: PLC0415  (torch)
+    def tune_again(self, op: Op, call: Call, *, fresh: bool) -> Config:
+        """Tune the bucket of `call` though something may serve it. Raises NotReady.
 
+        What is known is not timed again unless `fresh`. The winner so far stays unless another is
+        faster by more than the policy's hysteresis.
+        """
+        with self._held(self.tuning_key(op, call)):
+            if not fresh and self.winners.complete(op, call):
+                return self.winner(op, call) or self.tune(op, call)
+            return self.tune(op, call, fresh=fresh)
+
+    def tune(self, op: Op, call: Call, *, fresh: bool = False) -> Config:
+        """Find, check and publish the fastest config of the call's bucket. Raises NotReady.
+
+        The caller holds the lock of the tuning key.
+        """
         bucket = op.bucket(call)
         signature = op.sign(bucket)
         log.info("tuning %s on %s", signature, self.device.name)
         configs, dropped = op.configs(bucket, self.device)
+        journal = self.winners.journal(op, bucket, configs)
+        journal.on_trial = lambda done, total: self.on_progress(str(signature), done, total)
+        known = journal.start_from({} if fresh else self.winners.known(op, bucket, configs))
         default = op.default(bucket, self.device)
-        compiling = {c.name: self._compiling(op, c, bucket) for c in configs}
-        with self._leased():
-            found = tune(
-                op,
-                bucket,
-                configs,
-                compiling,
-                probes=lambda config: self.probes(op, bucket, config),
-                device=self.device,
-                policy=self.policy,
-                default=default.name if default else None,
-                stored=stored,
-                on_progress=lambda done, total: self.on_progress(str(signature), done, total),
-            )
+        stored = self.winner(op, bucket) or self.winners.former(op, bucket)
+        task = Task(
+            op=op,
+            call=bucket,
+            configs=configs,
+            probes=[self.probes(op, bucket, config) for config in configs],
+            policy=self.policy,
+            default=default.name if default else None,
+            stored=stored.name if stored else None,
+            seeds=[config.name for config in itertools.islice(self.winners.nearest(op, bucket), 3)],
+            known=known,
+            memory_share=self.memory_share,
+        )
+        by_name = {config.name: config for config in configs}
+        candidates = Candidates(lambda name: self._compiling(op, by_name[name], bucket))
+        self.tuner().start()
+        candidates.begin(wanted_first(task))  # compiling needs no lease
+        try:
+            with self._leased():
+                found = self.tuner().tune(task, candidates, journal)
+        except DoesNotFit as error:
+            return self._tuned_smaller(op, bucket, error)
+        except TunerFailed as error:
+            raise NotReady("tuner_failed", str(error)) from error
+        finally:
+            candidates.stop()
+            journal.idle()
         self.stats.count("tunes")
-        if found.config is None:
-            reason = f"no config of {len(configs)} could be used: {found.why_not()}"
-            meta = {"target": self.device.target}
-            failure = failure_key(op, call, *self._where())
-            self._put(failure, {"reason": reason}, signature.text, meta)
-            log.warning("%s: %s", signature, reason)
-            raise NotReady("tune_failed", reason)
-        self._keep(op, found.config, found.built, found.check)
-        body = found.body(self.device, signature, dropped)
-        self._put(key, body, signature.text, _summary(body, bucket[op.tensors[0].name].shape))
-        return found.config
+        if found.winner is None:
+            self._remember_failure(op, call, f"no config of {len(configs)} could be used", journal)
+        winner = by_name[str(found.winner)]
+        self._publish(op, bucket, winner, found, candidates, journal, dropped)
+        return winner
+
+    def _publish(
+        self,
+        op: Op,
+        bucket: Call,
+        winner: Config,
+        found: Found,
+        candidates: Candidates,
+        journal: Journal,
+        dropped: Sequence[tuple[str, str]],
+    ) -> None:
+        """Store the winner's binaries, their check and the winner; the losers' are dropped."""
+        try:
+            built = candidates.finished(winner.name)
+        except CandidateFailed as failure:  # it was known from before, and compiled then
+            raise NotReady("compile_failed", f"{winner}: {failure.detail}") from failure
+        artifacts = [self.artifacts.keep(binary, body) for binary, body in built]
+        if found.check is not None:
+            key = check_key(op, winner, _cubins(artifacts), self.device)
+            checked = self._checked(winner, found.check)
+            self.shelf.put(key, found.check, op.sign(bucket).text, checked)
+        trials = [journal.trials[name] for name in journal.configs if name in journal.trials]
+        tuned_at = op.sign(bucket).text
+        self.winners.publish(op, bucket, winner, found, trials, dropped, tuned_at)
+        journal.close()
+
+    def _tuned_smaller(self, op: Op, bucket: Call, error: DoesNotFit) -> Config:
+        """The winner of the largest smaller bucket that fits into the memory, for this one."""
+        smaller = op.smaller(bucket)
+        if smaller is None or op.bucket(smaller) == bucket:
+            raise NotReady("no_memory", f"{op.sign(bucket)}: {error}")
+        log.warning("%s: %s; tuned as %s instead", op.sign(bucket), error, op.sign(smaller))
+        self.stats.count("tuned_smaller")
+        config = self.winner(op, smaller) or self.tune(op, smaller)
+        if config.name not in {one.name for one in op.configs(bucket, self.device)[0]}:
+            config = op.default(bucket, self.device) or config
+        body = self.winners.body(op, smaller)
+        if body is not None:
+            self.winners.adopt(op, bucket, config, body)
+        return config
+
+    def _remember_failure(self, op: Op, call: Call, what: str, journal: Journal) -> NoReturn:
+        signature, reason = op.sign(op.bucket(call)), f"{what}: {journal.why_not()}"
+        failure = failure_key(op, call, *self._where())
+        self.shelf.put(failure, {"reason": reason}, signature.text, {"target": self.device.target})
+        log.warning("%s: %s", signature, reason)
+        raise NotReady("tune_failed", reason)
 
     def check(
         self, op: Op, call: Call, config: Config, artifacts: Sequence[Body], key: Key
     ) -> Body:
         """Hold these binaries to the reference on this card and record the verdict."""
-        from .tune import check  # noqa: PLC0415  (torch)
-
-        with self._leased():
-            probes = self.probes(op, call, config)
-            body = check(op, call, config, artifacts, self.device, probes)
+        probes = self.probes(op, call, config)
+        try:
+            with self._leased():
+                body = self.tuner().check(op, call, config, artifacts, probes)
+        except DoesNotFit as error:
+            raise NotReady("no_memory", f"{op.sign(call)} is not checked: {error}") from error
+        except TunerFailed as error:
+            raise NotReady("tuner_failed", str(error)) from error
         self.stats.count("checks")
         if not body["ok"]:
             log.warning("%s for %s is wrong: %s", config, op.sign(call), body["reason"])
-        return self._put(key, body, op.sign(call).text, self._checked(config, body))
-
-    def artifacts(self, binaries: Sequence[Binary]) -> tuple[Body, ...]:
-        """The artifacts of `binaries`: stored, or compiled now, once for all processes."""
-        return tuple(self._artifact(binary) for binary in binaries)
-
-    def _artifact(self, binary: Binary) -> Body:
-        body = self._get(binary.key)
-        if body is None:
-            with self._held(binary.key):
-                body = self._get(binary.key)
-                if body is None:
-                    try:
-                        body = self._submitted(binary).result()
-                    except CompileError as error:
-                        raise NotReady("compile_failed", str(error)) from error
-                    return self._put_artifact(binary, body)
-        return self._put_artifact(binary, body) if body.get("candidate") else body
-
-    def compile_all(
-        self,
-        binaries: Iterable[Binary],
-        on_done: Callable[[Binary, str | None], None],
-        candidates: Collection[Binary] = (),
-    ) -> None:
-        """Compile and store what is missing, on all workers; nothing is checked or tuned.
-
-        `on_done(binary, error)` is called for each one as it is ready, stored ones first. Of
-        `candidates` those that win no tune are dropped by the first `warm` on a card.
-        """
-        missing: list[Binary] = []
-        for binary in {b.key.digest: b for b in binaries}.values():
-            if self.store.has(binary.key):
-                on_done(binary, None)
-            else:
-                missing.append(binary)
-        running = {self._submitted(binary): binary for binary in missing}
-        for future in as_completed(running):
-            binary, error = running[future], future.exception()
-            if error is None:
-                self._put_artifact(binary, future.result(), candidate=binary in candidates)
-            elif not isinstance(error, CompileError):
-                raise error
-            on_done(binary, str(error) if error else None)
+        return self.shelf.put(key, body, op.sign(call).text, self._checked(config, body))
 
     def prefetch(self, op: Op, call: Call) -> None:
         """Start compiling the candidates of a tune that is to come."""
-        if self.winner(op, call) is None:
-            bucket = op.bucket(call)
-            for config in op.configs(bucket, self.device)[0]:
+        bucket = op.bucket(call)
+        configs = op.configs(bucket, self.device)[0]
+        known = self.winners.known(op, bucket, configs)
+        for config in configs:
+            if config.name not in known:
                 self._compiling(op, config, bucket)
 
     # -- parts --------------------------------------------------------------------------------
@@ -328,45 +352,24 @@ class Builder:
             return f"no winner is stored for its bucket on {self.device.name}"
         plan = config.plan(call, self.device)
         for binary in self.binaries(op, plan, call):
-            if self._get(binary.key) is None:
+            if self.shelf.get(binary.key) is None:
                 return f"the winner is {config}, but {binary} is not compiled for these arguments"
         return f"the winner is {config}, but its binaries have not passed the check here"
 
     def tuning_key(self, op: Op, call: Call) -> Key:
-        return tuning_key(op, call, *self._where())
+        return self.winners.key(op, call)
 
     def _where(self) -> tuple[Device, str, Policy]:
         return self.device, self.toolchain, self.policy
 
-    def _compiling(
-        self, op: Op, config: Config, call: Call
-    ) -> list[tuple[Binary, Body | Future[dict[str, Any]]]]:
+    def _compiling(self, op: Op, config: Config, call: Call) -> Pairs:
         """Start compiling what a candidate needs and the store does not have."""
-        pairs: list[tuple[Binary, Body | Future[dict[str, Any]]]] = []
-        for binary in self.binaries(op, config.plan(call, self.device), call):
-            body = self._get(binary.key)
-            pairs.append((binary, self._submitted(binary) if body is None else body))
-        return pairs
-
-    def _submitted(self, binary: Binary) -> Future[dict[str, Any]]:
-        """The compilation of a binary, under way or finished, in this process once."""
-        digest = binary.key.digest
-        if digest not in self._compilations or self._compilations[digest].cancelled():
-            self.stats.count("compiles")
-            self._compilations[digest] = self.pool().submit(binary)
-        return self._compilations[digest]
-
-    def _keep(
-        self, op: Op, config: Config, built: Sequence[tuple[Binary, Body]], check: Body
-    ) -> None:
-        """Store the winner's binaries and their check; the losers' are dropped."""
-        artifacts = [self._put_artifact(binary, body) for binary, body in built]
-        key = check_key(op, config, _cubins(artifacts), self.device)
-        self._put(key, check, check["signature"], self._checked(config, check))
+        binaries = self.binaries(op, config.plan(call, self.device), call)
+        return [(binary, self.artifacts.start(binary)) for binary in binaries]
 
     def checks(self, op: Op, config: Config, binaries: Sequence[Binary]) -> list[Key]:
         """The key of the check of these binaries on a card; none where they only get compiled."""
-        artifacts = [self._get(binary.key) for binary in binaries]
+        artifacts = [self.shelf.get(binary.key) for binary in binaries]
         if not self.device.uuid or any(body is None for body in artifacts):
             return []
         return [check_key(op, config, _cubins([b for b in artifacts if b]), self.device)]
@@ -375,54 +378,18 @@ class Builder:
         """What listing shows of a check."""
         return {"ok": check["ok"], "config": config.name, "target": self.device.target}
 
-    def _put_artifact(self, binary: Binary, answer: Body, *, candidate: bool = False) -> Body:
-        """Store a compiled binary, unless these very bytes are stored for good already."""
-        digest = hashlib.blake2b(answer["cubin"], digest_size=20).hexdigest()
-        stored = self._get(binary.key)
-        if stored is not None and stored["cubin_digest"] == digest and not stored["candidate"]:
-            return stored
-        meta = {
-            "op": binary.op,
-            "target": binary.target,
-            "module": binary.module,
-            "bytes": len(answer["cubin"]),
-            "candidate": candidate,
-        }
-        body = {**answer, "cubin_digest": digest, "candidate": candidate}
-        return self._put(binary.key, body, str(binary), meta)
-
-    def drop_candidates(self, ops: Collection[str]) -> int:
-        """Remove the binaries of these ops that were compiled to be tried and won nothing."""
-        losers = [
-            header
-            for header in self.store.headers("artifact")
-            if header.meta.get("candidate") and header.meta.get("op") in ops
-        ]
-        return sum(self.store.remove(header) is not None for header in losers)
-
     def _refuse_if_failed(self, op: Op, call: Call) -> None:
-        failure = self._get(failure_key(op, call, *self._where()))
+        failure = self.shelf.get(failure_key(op, call, *self._where()))
         if failure is not None:
             raise NotReady("tune_failed", failure["reason"])
-
-    def _get(self, key: Key) -> Body | None:
-        record = self.store.get(key)
-        return self._unsaved.get(key.digest) if record is None else record.body
-
-    def _put(self, key: Key, body: Body, label: str, meta: Body) -> Body:
-        """Store, or, where the cache cannot be written, keep for this process and say so once."""
-        try:
-            return self.store.put(key, body, label=label, meta=meta).body
-        except CacheWriteError as error:
-            if not self.stats["put_failed"]:
-                log.warning("the cache cannot be written, this process keeps its own: %s", error)
-            self.stats.count("put_failed")
-            self._unsaved[key.digest] = body
-            return body
 
     def _held(self, key: Key) -> AbstractContextManager[None]:
         """Be the only process to build what `key` names."""
         return self._locked(self.locks.hold(key))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Be the only process to warm this device: another finds everything done."""
+        return self._locked(self.locks.hold(Key.of("receipt", "warm", device=self.device.uuid)))
 
     def _leased(self) -> AbstractContextManager[None]:
         """Be the only process to check or time on this GPU."""
@@ -445,14 +412,6 @@ class Builder:
             lock.__exit__(None, None, None)
 
 
-def _config_of(op: Op, winner: Body) -> Config | None:
-    """The config that a winner's body names, if the op still has it as it was timed."""
-    config = op.config(winner["variant"], winner["params"])
-    if config is None or config.variant.digest != winner["variant_digest"]:
-        return None
-    return config
-
-
 def _import_of(op: Op) -> str:
     """What the command line needs to know of an op that is declared outside jitd."""
     module = op.reference.__module__
@@ -461,9 +420,3 @@ def _import_of(op: Op) -> str:
 
 def _cubins(artifacts: Sequence[Body]) -> tuple[str, ...]:
     return tuple(body["cubin_digest"] for body in artifacts)
-
-
-def _summary(body: Body, shape: Sequence[int]) -> dict[str, Any]:
-    """What `jitctl list` shows of a winner without reading its body."""
-    names = ("config", "us", "eager_us", "floor_us", "device", "target")
-    return {**{name: body[name] for name in names}, "shape": list(shape)}

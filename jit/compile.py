@@ -19,7 +19,7 @@ from typing import Any
 
 from . import frames
 from .binary import Binary
-from .errors import CompileError
+from .errors import CompileError, RefusedError
 
 log = logging.getLogger("jitd.compile")
 
@@ -113,11 +113,13 @@ class CompilePool:
                         self._workers.discard(worker)
                         worker.stop()
                         worker = None
-                    future.set_exception(CompileError(f"{binary}: the worker failed: {error}"))
+                    hung = isinstance(error, frames.FrameTimeout)
+                    kind = RefusedError if hung else CompileError
+                    future.set_exception(kind(f"{binary}: the worker failed: {error}"))
                     continue
                 if "error" in answer:
                     log.debug("%s: %s", binary, answer["detail"])
-                    future.set_exception(CompileError(f"{binary}: {answer['error']}"))
+                    future.set_exception(RefusedError(f"{binary}: {answer['error']}"))
                 else:
                     self.compiled += 1
                     future.set_result(answer)

@@ -4,6 +4,7 @@ Declaring imports neither torch nor Triton. A kernel is named by module and func
 anybody can declare kernels and ops of their own, in their own package.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,7 +138,7 @@ class Variant:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the launch code and what it reaches; timings of the variant carry it."""
+        """Digest of the launch code and what it reaches."""
         return function_source(self.plan.__module__, self.plan.__qualname__).digest
 
 
@@ -155,6 +156,14 @@ class Config:
 
     def plan(self, call: Call, device: Device) -> Plan:
         return self.variant.plan(call, dict(self.params), device)
+
+    def digest(self, call: Call, device: Device) -> str:
+        """Digest of the launch code and of the kernels it launches; a timing carries it, so that
+        changing one variant invalidates no timing of another.
+        """
+        kernels = {launch.kernel.source.digest for launch in self.plan(call, device).launches}
+        text = " ".join([self.variant.digest, *sorted(kernels)])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __str__(self) -> str:
         return self.name

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import record
-from .build import NotReady
+from .errors import NotReady
 from .launch import Executable, loaded_once
 from .op import Argument, Op
 from .runtime import current

@@ -2,7 +2,15 @@
 
 from ..cache.errors import JitdError
 
-__all__ = ["ColdKernelError", "CompileError", "DeclarationError", "JitdError", "LaunchError"]
+__all__ = [
+    "ColdKernelError",
+    "CompileError",
+    "DeclarationError",
+    "JitdError",
+    "LaunchError",
+    "NotReady",
+    "RefusedError",
+]
 
 
 class DeclarationError(JitdError):
@@ -10,7 +18,18 @@ class DeclarationError(JitdError):
 
 
 class CompileError(JitdError):
-    """Triton refused, crashed on, or ran out of time over a kernel."""
+    """Triton refused, crashed on, or ran out of time over a kernel.
+
+    `lasting`: trying again would end in the same way.
+    """
+
+    lasting = False
+
+
+class RefusedError(CompileError):
+    """Triton refused a kernel, or took longer over it than a compile may."""
+
+    lasting = True
 
 
 class LaunchError(JitdError):
@@ -32,3 +51,17 @@ class ColdKernelError(JitdError):
             f"{self.signature} is cold: {self.reason}. Mode strict never compiles, checks or "
             f"tunes. Run: {self.command}"
         )
+
+
+class NotReady(JitdError):
+    """There is no checked kernel for a call and there will be none now; the reference answers.
+
+    `cause` is a word for the counters, `detail` a sentence.
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(cause, detail)
+        self.cause, self.detail = cause, detail
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}"

@@ -18,6 +18,10 @@ class FrameError(JitdError):
     """The other end closed, sent nonsense, or took too long; the message says which."""
 
 
+class FrameTimeout(FrameError):
+    """The other end took too long."""
+
+
 def pack(message: dict[str, Any]) -> bytes:
     body: bytes = msgpack.packb(message)
     if len(body) > MAX_FRAME_BYTES:
@@ -32,7 +36,7 @@ def send(fd: int, message: dict[str, Any]) -> None:
 
 
 def receive(fd: int, timeout_s: float | None = None) -> dict[str, Any]:
-    """The next message. Raises FrameError at the end of the stream or after `timeout_s`."""
+    """The next message. Raises FrameError at the end, FrameTimeout after `timeout_s`."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     (length,) = _LENGTH.unpack(_read(fd, _LENGTH.size, deadline))
     if length > MAX_FRAME_BYTES:
@@ -52,7 +56,7 @@ def _read(fd: int, size: int, deadline: float | None) -> bytes:
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
             if not select.select([fd], [], [], left)[0]:
-                raise FrameError("no answer in time.")
+                raise FrameTimeout("no answer in time.")
         chunk = os.read(fd, min(size, 1 << 20))
         if not chunk:
             raise FrameError("the other end closed the stream.")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .build import NotReady
 from .declare import Config, Device, Plan, Pointer
 from .device import stand_in
+from .errors import NotReady
 from .op import Op
 from .sign import Call
 from .tensors import DTYPES, empty

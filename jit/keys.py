@@ -1,4 +1,4 @@
-"""Keys of winners, checks and failures. The binary key is in `binary`."""
+"""Keys of winners, journals, checks and failures. The binary key is in `binary`."""
 
 from ..autotune.policy import Policy
 from ..cache.keys import Key
@@ -24,6 +24,16 @@ def tuning_key(op: Op, call: Call, device: Device, toolchain: str, policy: Polic
         toolchain=toolchain,
         policy=policy.identity(),
     )
+
+
+def journal_key(tuning: Key) -> Key:
+    """Where the outcomes of a tune are kept while it is under way."""
+    return Key.of("timing", tuning.op, tuning=tuning.digest)
+
+
+def refusal_key(binary: Key) -> Key:
+    """Remembers that a binary does not compile."""
+    return Key.of("negative", binary.op, binary=binary.digest)
 
 
 def failure_key(op: Op, call: Call, device: Device, toolchain: str, policy: Policy) -> Key:

@@ -83,6 +83,7 @@ class Op:
     bucket: Callable[[Call], Call]
     reach: Callable[[Call], Sequence[Call]]
     probes: Callable[[Call], Sequence[Call]]
+    smaller: Callable[[Call], Call | None]
     bound: Bound
 
     def __repr__(self) -> str:
@@ -222,6 +223,7 @@ def op(
     bucket: Callable[[Call], Call] = _same_call,
     reach: Callable[[Call], Sequence[Call]] = _itself_only,
     probes: Callable[[Call], Sequence[Call]] = _nothing_else,
+    smaller: Callable[[Call], Call | None] = _anything,
     bound: Bound = Bound(),  # noqa: B008  (frozen)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated eager reference an op, registered with torch as `torch.ops.jitd.<name>`.
@@ -240,6 +242,8 @@ def op(
     reach     call -> calls that between them reach every binary class of the bucket
     probes    call -> further calls of its bucket at which its binaries are checked: sizes that
               leave tiles partly full, since a check vouches for every size of the bucket
+    smaller   call of a bucket -> that of the next smaller bucket worth tuning in its place, where
+              the memory does not suffice; None if there is none
     bound     how far from float64 a kernel may be, in terms of eager's own error
 
     Raises DeclarationError for anything that cannot work.
@@ -264,6 +268,7 @@ def op(
             bucket=bucket,
             reach=reach,
             probes=probes,
+            smaller=smaller,
             bound=bound,
         )
         _refuse_nonsense(declared)

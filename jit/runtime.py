@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ..cache.locks import KeyLocks
@@ -11,6 +12,7 @@ from . import device as devices
 from .build import Builder
 from .compile import CompilePool, shared_pool
 from .declare import Device
+from .isolated import InProcess, Tuner, shared_tuner
 from .memo import keep_digests_in
 from .settings import Settings
 from .stats import STATS, Stats
@@ -48,9 +50,8 @@ class Runtime:
         with self._lock:
             name = device.uuid or device.target
             if name not in self._builders:
-                store = self.store
-                self._builders[name] = Builder(
-                    store, KeyLocks(store.root), self.pool, device, toolchain(), self.stats
+                self._builders[name] = builder_of(
+                    self.store, device, self.settings, self.pool, self.stats
                 )
             return self._builders[name]
 
@@ -60,6 +61,33 @@ class Runtime:
 
     def pool(self) -> CompilePool:
         return shared_pool(self.settings.jobs, self.settings.compile_timeout_s)
+
+
+def builder_of(
+    store: Store,
+    device: Device,
+    settings: Settings,
+    pool: Callable[[], CompilePool],
+    stats: Stats = STATS,
+) -> Builder:
+    """A builder for a device (or a stand-in) over an open cache, as the settings say."""
+
+    def tuner() -> Tuner:
+        share = settings.tune_memory_share
+        if not settings.isolate:
+            return InProcess(device, share)
+        return shared_tuner(device, step_timeout_s=settings.step_timeout_s, memory_share=share)
+
+    return Builder(
+        store=store,
+        locks=KeyLocks(store.root),
+        pool=pool,
+        device=device,
+        toolchain=toolchain(),
+        stats=stats,
+        tuner=tuner,
+        memory_share=settings.tune_memory_share,
+    )
 
 
 _current: Runtime | None = None

@@ -42,6 +42,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise ValueError("allowed are numbers above 0 and up to 1")
+    return float(text)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one process. `Settings.read()` fills what is not given from JITD_*."""
@@ -58,6 +64,16 @@ class Settings:
     )
     compile_timeout_s: int = _setting(
         "JITD_COMPILE_TIMEOUT_S", 300, _positive, "seconds after which one compile is given up"
+    )
+
+    isolate: bool = _setting(
+        "JITD_ISOLATE", True, _switch, "check and time candidates in a process of their own"
+    )
+    step_timeout_s: int = _setting(
+        "JITD_STEP_TIMEOUT_S", 30, _positive, "seconds after which a candidate counts as hung"
+    )
+    tune_memory_share: float = _setting(
+        "JITD_TUNE_MEMORY_SHARE", 0.5, _share, "share of the free GPU memory that a tune may take"
     )
 
     @classmethod

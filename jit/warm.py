@@ -16,13 +16,15 @@ from typing import Any, Literal
 from ..cache.keys import Key
 from ..cache.store import Store
 from .binary import Binary
-from .build import Builder, NotReady
+from .build import Builder
 from .declare import Config, Device
+from .errors import NotReady
 from .op import OPS, Op
 from .record import Workload
 from .sign import Call
 
 Status = Literal["tuned", "known", "compiled", "failed"]
+Again = Literal["missing", "noisy", "stale", "all"]
 
 
 @dataclass(frozen=True)
@@ -95,23 +97,44 @@ def buckets(workload: Workload) -> list[Bucket]:
     return list(found.values())
 
 
-def warm(builder: Builder, workload: Workload, progress: Progress) -> list[Row]:
+def warm(
+    builder: Builder, workload: Workload, progress: Progress, again: Again = "missing"
+) -> list[Row]:
     """Tune what is not tuned and check every binary class, on the builder's card.
 
-    What is done stays done if it is interrupted: every winner is stored as it is found.
+    again  what to tune although it has a winner: nothing; what was measured on a `noisy` card; what
+           is `stale`, from before an upgrade of the driver or Triton; all
+
+    What is done stays done if it is interrupted: every winner is stored as it is found, every
+    timing as it is made. Of several processes that warm one card the first does the work.
     """
+    builder.tuner().start()
     wanted = buckets(workload)
     progress.update(total=len(wanted))
-    for bucket in wanted:
-        builder.prefetch(bucket.op, bucket.call)
     rows = []
-    builder.on_progress = lambda what, done, total: progress.update(step=done, steps=total)
-    for index, bucket in enumerate(wanted):
-        progress.update(signature=bucket.signature, done=index, step=0, steps=0)
-        rows.append(_warmed(builder, bucket))
-    builder.drop_candidates({bucket.op.name for bucket in wanted})
+    with builder.alone():
+        for bucket in wanted:
+            if _to_tune(builder, bucket, again):
+                builder.prefetch(bucket.op, bucket.call)
+        builder.on_progress = lambda what, done, total: progress.update(step=done, steps=total)
+        for index, bucket in enumerate(wanted):
+            progress.update(signature=bucket.signature, done=index, step=0, steps=0)
+            rows.append(_warmed(builder, bucket, again))
+        builder.artifacts.drop_candidates({bucket.op.name for bucket in wanted})
+        builder.artifacts.forget()
     progress.update(done=len(wanted), signature="")
     return rows
+
+
+def _to_tune(builder: Builder, bucket: Bucket, again: Again) -> bool:
+    """Whether `warm` tunes a bucket."""
+    op, call = bucket.op, bucket.call
+    body = builder.winners.body(op, call)
+    if again == "all" or body is None or not builder.winners.complete(op, call):
+        return True
+    if again == "noisy":
+        return bool(body["noisy"])
+    return again == "stale" and body["driver"] != builder.device.driver
 
 
 def compile_for(
@@ -146,7 +169,7 @@ def compile_for(
             errors[binary.key.digest] = error
         progress.update(done=progress.done + 1, signature=str(binary))
 
-    builder.compile_all(everything.values(), on_done, candidates)
+    builder.artifacts.compile_all(everything.values(), on_done, candidates)
     progress.update(signature="")
     rows = []
     for bucket in wanted:
@@ -160,11 +183,13 @@ def compile_for(
     return rows
 
 
-def _warmed(builder: Builder, bucket: Bucket) -> Row:
+def _warmed(builder: Builder, bucket: Bucket, again: Again) -> Row:
     op, call = bucket.op, bucket.call
-    known = builder.winner(op, call) is not None
+    to_tune = _to_tune(builder, bucket, again)
     row = Row(bucket.signature, bucket.calls)
     try:
+        if to_tune:
+            builder.tune_again(op, call, fresh=again != "missing")
         for reached in (call, *op.reach(call)):
             builder.get_or_build(op, reached, "tune")
     except NotReady as not_ready:
@@ -173,7 +198,7 @@ def _warmed(builder: Builder, bucket: Bucket) -> Row:
     if record is None:
         return replace(row, detail="tuned, but the cache could not keep the winner")
     times = {name: record.body[name] for name in ("us", "floor_us", "eager_us")}
-    status: Status = "known" if known else "tuned"
+    status: Status = "tuned" if to_tune else "known"
     return replace(row, config=record.body["config"], status=status, **times)
 
 

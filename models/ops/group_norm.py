@@ -162,6 +162,18 @@ def _probes(call: Call) -> list[Call]:
     return found
 
 
+def _smaller(call: Call) -> Call | None:
+    """The bucket of half the positions, down to where a card's caches would flatter it."""
+    problem = problem_of(call)
+    if problem.row_elements * problem.rows < _SMALLEST_TUNED:
+        return None
+    if problem.N > 1:
+        shape = (problem.N // 2, *call.x.shape[1:])
+    else:
+        shape = (*call.x.shape[:-1], max(1, call.x.shape[-1] // 2))
+    return _bucket(_with_shape(call, shape))
+
+
 def _widths(problem: GroupNormProblem) -> tuple[int, int, str]:
     return problem.vec, problem.residual.vec, problem.residual.mode
 
@@ -176,6 +188,7 @@ def _with_shape(call: Call, shape: tuple[int, ...]) -> Call:
 
 
 FRAMES = 16
+_SMALLEST_TUNED = 1 << 24  # elements
 
 _RULES: dict[str, Any] = {
     "variants": VARIANTS,
@@ -187,6 +200,7 @@ _RULES: dict[str, Any] = {
     "bucket": _bucket,
     "reach": _reach,
     "probes": _probes,
+    "smaller": _smaller,
 }
 
 

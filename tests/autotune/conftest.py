@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from jitd.autotune.policy import Policy
-from jitd.autotune.search import Candidate, Result, Samples, search
+from jitd.autotune.search import Candidate, CandidateFailed, Result, Samples, search
 from jitd.autotune.verify import Verdict
 
 RIGHT = Verdict(True, "", 0.1, 0.1, 0.2, 0, (), "float64")
@@ -27,12 +28,13 @@ class Simulated:
 
 @dataclass
 class SimulatedTimer:
-    """Times as on a GPU: relative noise, rare outliers, and clocks that drift slowly."""
+    """Times as on a GPU: relative noise, rare outliers, and clocks that wander slowly."""
 
     seed: int = 0
     noise: float = 0.0
-    drift: float = 0.0
+    wander: float = 0.0
     clock: float = 1.0
+    drift: float = 0.0
     alone: list[tuple[str, int]] = field(default_factory=list)
     in_turns: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -40,7 +42,7 @@ class SimulatedTimer:
         self._random = random.Random(self.seed)
 
     def _once(self, run: Simulated) -> float:
-        self.clock *= 1 + self._random.gauss(0, self.drift)
+        self.clock *= 1 + self._random.gauss(0, self.wander)
         outlier = 1.5 if self.noise and self._random.random() < 0.02 else 1.0
         return run.us * self.clock * outlier * (1 + self._random.gauss(0, self.noise))
 
@@ -53,9 +55,8 @@ class SimulatedTimer:
         table = [[self._once(run) for run in runs] for _ in range(rounds)]
         return [Samples(list(column), "events") for column in zip(*table, strict=True)]
 
-    def times_of(self, name: str) -> int:
-        """How often a candidate was measured, alone or in turns."""
-        return [n for n, _ in self.alone].count(name) + sum(name in f for f in self.in_turns)
+
+RULES = Policy(rungs=(5, 15, 40), finalists=4)  # what the tests count by
 
 
 class Simulation:
@@ -65,17 +66,26 @@ class Simulation:
     Runnable = Simulated
     right = RIGHT
 
-    def candidates(self, speeds: Mapping[str, float]) -> list[Candidate]:
-        return [
-            Candidate(name, lambda name=name, us=us: Simulated(name, us))
-            for name, us in speeds.items()
-        ]
+    def __init__(self) -> None:
+        self.built: list[str] = []
 
-    def search(self, speeds: Mapping[str, float], **changes: object) -> Result:
+    def candidates(self, speeds: Mapping[str, float | None]) -> list[Candidate]:
+        """In the order of the table; who has no speed cannot be built."""
+
+        def build(name: str) -> Simulated:
+            self.built.append(name)
+            us = speeds[name]
+            if us is None:
+                raise CandidateFailed("does not compile", "the compiler's words")
+            return Simulated(name, us)
+
+        return [Candidate(name, partial(build, name)) for name in speeds]
+
+    def search(self, speeds: Mapping[str, float | None], **changes: object) -> Result:
         arguments: dict[str, object] = {
             "verify": lambda candidate, run: RIGHT,
             "timer": SimulatedTimer(),
-            "policy": Policy(),
+            "policy": RULES,
             "floor_us": None,
             "stored": None,
             "default": None,

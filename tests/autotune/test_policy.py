@@ -9,11 +9,12 @@ OTHER = {
     "clock_warmup_ms": 100,
     "rungs": (5, 40),
     "keep_within": 1.5,
-    "finalists": 6,
+    "finalists": 8,
     "graph_below_us": 50.0,
     "tie": 0.02,
     "hysteresis": 0.05,
     "floor_stop": 0.1,
+    "drift": 0.2,
     "flush_l2": False,
     "input_sets": 3,
 }
@@ -43,6 +44,7 @@ def test_the_identity_begins_with_the_version():
         {"input_sets": 0},
         {"tie": 0.05, "hysteresis": 0.03},
         {"tie": -0.01},
+        {"drift": 0.0},
     ],
 )
 def test_contradictions_are_refused(numbers):

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 from jitd.autotune.policy import Policy
-from jitd.autotune.search import Candidate, CandidateFailed, Timing, search
+from jitd.autotune.search import Candidate, CandidateFailed, search
 
 TEN = {f"c{i}": 10.0 + i for i in range(10)}
 
@@ -26,7 +27,7 @@ def test_the_regret_under_noise_is_small(simulation):
     """With 3 % noise, outliers and drift, what wins is within 4 % of the best, for 50 seeds."""
     speeds = {f"c{i:02}": 20 * (1 + 0.02 * i) for i in range(24)}
     for seed in range(50):
-        timer = simulation.Timer(seed=seed, noise=0.03, drift=0.0005)
+        timer = simulation.Timer(seed=seed, noise=0.03, wander=0.0005)
         assert speeds[simulation.search(speeds, timer=timer).winner] <= 20 * 1.04
 
 
@@ -224,6 +225,32 @@ def test_the_search_stops_at_the_floor(simulation):
     assert by_name(result)["d"].status == "dropped"
     assert by_name(result)["d"].reason == "not timed: b reached the floor"
     assert by_name(result)["d"].timing is None
+    assert simulation.built == ["a", "b"]
+
+
+def test_an_early_stop_spares_the_short_rounds(simulation):
+    """Who was timed before it goes straight to the last round, if it is near enough."""
+    timer = simulation.Timer()
+    simulation.search({"a": 12.0, "b": 10.4}, timer=timer, floor_us=10.0)
+    assert timer.alone == [("a", 5), ("b", 5), ("b", 40)]
+    assert timer.in_turns == [("a", "b")]
+
+
+def test_who_has_left_is_let_go(simulation):
+    """A runnable holds memory of the device; it goes with its candidate, not with the search."""
+    runs, alive = [], []
+
+    def verify(candidate, run):
+        runs.append(weakref.ref(run))
+        return simulation.right
+
+    class Timer(simulation.Timer):
+        def interleaved(self, runs_in_turns, rounds):
+            alive.extend(run().name for run in runs if run() is not None)
+            return super().interleaved(runs_in_turns, rounds)
+
+    simulation.search({"a": 10.0, "b": 20.0, "c": 11.0}, verify=verify, timer=Timer())
+    assert alive == ["a", "c"]
 
 
 def test_a_flattering_short_round_does_not_stop_the_search(simulation):
@@ -248,43 +275,6 @@ def test_the_stored_winner_still_has_its_say_after_an_early_stop(simulation):
     """It is timed first, so a newcomer at the floor replaces it only if clearly faster."""
     result = simulation.search({"a": 10.4, "b": 10.6}, stored="b", floor_us=10.0)
     assert (result.winner, result.stopped_early) == ("b", True)
-
-
-def test_known_timings_are_not_measured_again(simulation):
-    """A resumed search times only what is missing and ends at the same winner."""
-    saved = {}
-
-    def save(outcome):
-        if outcome.timing is not None:
-            saved[outcome.name] = outcome.timing
-
-    first = simulation.search(TEN, on_outcome=save)
-    timer = simulation.Timer()
-    again = simulation.search(TEN, known=saved, timer=timer)
-    assert again.winner == first.winner
-    assert timer.in_turns == []
-    assert timer.alone == []
-    assert {o.name: o.timing for o in again.outcomes} == {o.name: o.timing for o in first.outcomes}
-
-
-def test_a_short_known_timing_answers_only_the_short_round(simulation):
-    """Five saved repetitions spare the first round, not the later ones."""
-    timer = simulation.Timer()
-    known = {"a": Timing(10.0, 0.0, 5, "events")}
-    simulation.search({"a": 10.0, "b": 10.5}, known=known, timer=timer)
-    assert timer.alone == [("b", 5), ("a", 15), ("b", 15)]
-    assert timer.in_turns == [("a", "b")]
-
-
-def test_a_known_timing_does_not_excuse_from_the_check(simulation):
-    """Speed is remembered, correctness is not: a wrong candidate is refused all the same."""
-    wrong = replace(simulation.right, ok=False, reason="off")
-    result = simulation.search(
-        {"a": 10.0, "b": 20.0},
-        known={"a": Timing(10.0, 0.0, 40, "graph")},
-        verify=lambda candidate, run: wrong if candidate.name == "a" else simulation.right,
-    )
-    assert result.winner == "b"
 
 
 def test_timings_are_reported_as_they_are_made(simulation):
@@ -314,11 +304,32 @@ def test_the_last_report_is_the_outcome(simulation):
     assert last == by_name(result)
 
 
+def test_the_result_says_who_was_timed_and_how_steady_the_device_was(simulation):
+    """Names before the last round, each once, those in it, and the timer's drift at the end."""
+    result = simulation.search(TEN, timer=simulation.Timer(drift=0.07), default="c3")
+    assert result.measured == ("c3", "c0", "c1", "c2", *(f"c{i}" for i in range(4, 10)))
+    assert result.finalists == ("c0", "c1", "c2", "c3")
+    assert result.drift == 0.07
+
+
+def test_a_full_count_is_not_followed_by_a_short_round(simulation):
+    """Who was timed by the full count for the floor's sake has answered the round of 15."""
+
+    class Timer(simulation.Timer):
+        def _once(self, run):
+            return run.us * (0.9 if self.alone[-1][1] == 5 else 1.0)
+
+    timer = Timer()
+    simulation.search({"a": 11.0, "b": 12.0}, timer=timer, floor_us=10.0)
+    assert timer.alone == [("a", 5), ("a", 40), ("b", 5), ("b", 15)]
+
+
 def test_one_rung_is_enough(simulation):
     """A policy of a single round times everybody so, and then the finalists."""
     timer = simulation.Timer()
     assert simulation.search(TEN, timer=timer, policy=Policy(rungs=(8,))).winner == "c0"
     assert {reps for _, reps in timer.alone} == {8}
+    assert timer.in_turns == [("c0", "c1", "c2", "c3")]
 
 
 def test_a_time_below_zero_counts_as_zero(simulation):
@@ -348,6 +359,7 @@ from jitd.autotune.space import Space, name_of
 from jitd.autotune.verify import Verdict
 
 class Timer:
+    drift = 0.0
     def measure(self, run, reps):
         return Samples([20.0 + (hash(run) % 7) * 0.01] * reps, "events")
     def interleaved(self, runs, rounds):

@@ -2,13 +2,15 @@
 
 TASK is JSON. `signatures` are called one after the other, each with random inputs; `lengths` are
 numbers of frames for which a small upsampler is run, with and without jitd; `ready` and `gate`
-name files: one to make, one to wait for before the first call. Prints one line of JSON.
+name files: one to make, one to wait for before the first call. In the folder `tuning` a file with
+the name of the process's id is made when it begins to tune. Prints one line of JSON.
 """
 
 # ruff: noqa: PLC0415 - what is imported when is what some tests ask about
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,14 +22,18 @@ UPSAMPLER = {"mid_channels": 32, "num_blocks_per_stage": 1}
 
 
 class Kept(logging.Handler):
-    """Keeps what was logged."""
+    """Keeps what was logged, and tells when a tune begins, whose locks are held by then."""
 
-    def __init__(self):
+    def __init__(self, tuning=None):
         super().__init__()
         self.lines = []
+        self.tuning = tuning
 
     def emit(self, record):
-        self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+        text = record.getMessage()
+        self.lines.append(f"{record.levelname} {record.name}: {text}")
+        if self.tuning and text.startswith("tuning "):
+            Path(self.tuning, str(os.getpid())).touch()
 
 
 def call(function, text):
@@ -64,7 +70,7 @@ def forward(frames):
 
 
 def main(task):
-    kept = Kept()
+    kept = Kept(task.get("tuning"))
     logging.getLogger("jitd").addHandler(kept)
     logging.getLogger("jitd").setLevel(logging.INFO)
     torch.zeros(1, device="cuda")

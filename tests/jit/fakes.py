@@ -6,16 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jitd.jit.tune
-from jitd.autotune.search import Outcome, Result, Timing
+from jitd.autotune.search import CandidateFailed, Outcome, Timing
 from jitd.cache.locks import KeyLocks
 from jitd.cache.paths import open_root
 from jitd.cache.store import Store
+from jitd.jit import runtime
 from jitd.jit.build import Builder
 from jitd.jit.device import stand_in
 from jitd.jit.errors import CompileError
 from jitd.jit.stats import Stats
-from jitd.jit.tune import Found
+from jitd.jit.task import Found, Trial
 
 CARD = replace(stand_in("sm_90"), uuid="card-of-the-tests", memory_bytes=80 << 30)
 
@@ -58,40 +58,63 @@ class Machine:
     best: str = ""  # the config that wins every tune; by default the last one
     hopeless: bool = False  # no config of any tune is right
     wrong: bool = False  # every check fails
+    drift: float = 0.0
+    toolchain: str = "triton-of-the-tests"
     on_tune: Callable[[], None] = lambda: None
+    on_trial: Callable[[str], None] = lambda name: None
+    tasks: list[Any] = field(default_factory=list)
 
     @classmethod
     def plug_in(cls, root: Path, patch: Callable[[object, str, object], None]) -> "Machine":
         """A machine whose fakes stand, by `patch`, where tuning and checking would be."""
         machine = cls(root)
-        patch(jitd.jit.tune, "tune", machine._tune)
-        patch(jitd.jit.tune, "check", machine._check)
+        patch(runtime, "shared_tuner", lambda device, **how: machine)
         return machine
 
     def process(self) -> Builder:
         store = Store(open_root(self.root))
-        locks = KeyLocks(store.root, timeout_s=60)
-        return Builder(store, locks, lambda: self.pool, CARD, "triton-of-the-tests", Stats())  # type: ignore[arg-type,return-value]
+        return Builder(
+            store=store,
+            locks=KeyLocks(store.root, timeout_s=60),
+            pool=lambda: self.pool,  # type: ignore[arg-type,return-value]
+            device=CARD,
+            toolchain=self.toolchain,
+            stats=Stats(),
+            tuner=lambda: self,
+        )
 
-    def _tune(self, op: Any, call: Any, configs: Any, compiling: Any, **rest: Any) -> Found:
-        self.tuned.append(op.sign(call).text)
+    def start(self) -> None:
+        """It is always ready."""
+
+    def tune(self, task: Any, candidates: Any, watcher: Any) -> Found:
+        self.tuned.append(task.op.sign(task.call).text)
+        self.tasks.append(task)
         self.on_tune()
-        built = {
-            name: [(b, body.result() if isinstance(body, Future) else body) for b, body in pairs]
-            for name, pairs in compiling.items()
-        }
-        if self.hopeless:
-            failed = [Outcome(c.name, "wrong", "off by one") for c in configs]
-            return Found(None, Result(None, failed, False), (), {}, 1.0, 3.0)
-        winner = next((c for c in configs if c.name == self.best), configs[-1])
-        outcomes = [Outcome(c.name, "timed", "", Timing(2.0, 0.0, 40, "graph")) for c in configs]
-        check = self._verdict(op, call)
-        result = Result(winner.name, outcomes, False)
-        return Found(winner, result, built[winner.name], check, 1.0, 3.0)
+        valid = []
+        for config in task.configs:
+            name = config.name
+            if name in task.known:
+                continue
+            try:
+                candidates.bodies(name)
+                outcome = Outcome(name, "timed", "", Timing(2.0, 0.0, 40, "graph"))
+                if self.hopeless:
+                    outcome = Outcome(name, "wrong", "off by one")
+                else:
+                    valid.append(name)
+            except CandidateFailed as failed:
+                outcome = Outcome(name, "failed", failed.reason, detail=failed.detail)
+            watcher.trial(Trial(outcome, config).record())
+            watcher.idle()
+            self.on_trial(name)
+        everybody = [*task.known, *valid]
+        winner = None
+        if everybody:
+            winner = self.best if self.best in everybody else everybody[-1]
+        check = self._verdict(task.op, task.call) if winner in valid else None
+        return Found(winner, check, 1.0, 3.0, False, self.drift, valid)
 
-    def _check(
-        self, op: Any, call: Any, config: Any, artifacts: Any, device: Any, probes: Any
-    ) -> dict[str, Any]:
+    def check(self, op: Any, call: Any, config: Any, artifacts: Any, probes: Any) -> dict[str, Any]:
         self.checked.append(config.name)
         return self._verdict(op, call)
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import jitd
 import pytest
 from fakes import CARD
-from jitd.jit.build import NotReady
 from jitd.jit.device import stand_in
+from jitd.jit.errors import NotReady
 from jitd.jit.sign import Call, TensorSpec
 from outside import ops
 from outside.ops import ELEMENTWISE, scale
@@ -158,17 +158,16 @@ def test_replay_uses_the_nearest_winner(machine):
     assert len(machine.tuned) == 2
 
 
-def test_winners_of_other_cards_and_toolchains_do_not_count(machine):
-    """A winner belongs to a card and a toolchain; another one tunes for itself."""
-    machine.process().get_or_build(OP, call(), "tune")
+def test_winners_of_other_cards_do_not_count(machine):
+    """A winner belongs to a card; another one tunes for itself, and tries that config early."""
+    first = machine.process().get_or_build(OP, call(), "tune")
     other_card = replace(machine.process(), device=replace(CARD, name="NVIDIA H20", sm_count=78))
-    other_triton = replace(machine.process(), toolchain="another triton")
-    for builder in (other_card, other_triton):
-        builder.get_or_build(OP, call(), "tune")
-    assert len(machine.tuned) == 3
+    other_card.get_or_build(OP, call(), "tune")
+    assert machine.tasks[-1].seeds == [first.config.name] and machine.tasks[-1].stored is None
+    assert len(machine.tuned) == 2
     newer_driver = replace(machine.process(), device=replace(CARD, driver="999.1"))
     newer_driver.get_or_build(OP, call(), "tune")
-    assert len(machine.tuned) == 3
+    assert len(machine.tuned) == 2
 
 
 def files_of(machine, kind):
@@ -318,9 +317,9 @@ def test_stand_ins_only_compile(machine):
     config = OP.default(call(), builder.device)
     binaries = builder.binaries(OP, config.plan(call(), builder.device), call())
     done = []
-    builder.compile_all([*binaries, *binaries], lambda binary, error: done.append(error))
+    builder.artifacts.compile_all([*binaries, *binaries], lambda binary, error: done.append(error))
     assert done == [None]
-    builder.compile_all(binaries, lambda binary, error: done.append(error))
+    builder.artifacts.compile_all(binaries, lambda binary, error: done.append(error))
     assert (done, builder.stats["compiles"]) == ([None, None], 1)
     with pytest.raises(ValueError, match=r"unknown target 'sm_42'. Known are sm_75"):
         stand_in("sm_42")
@@ -332,6 +331,8 @@ def test_a_failed_compile_is_told_and_the_others_go_on(machine):
     machine.pool.broken.add("scale_kernel")
     plan = ops.plan(call(), {"BLOCK": 1024, "num_warps": 4}, CARD)
     done = []
-    builder.compile_all(builder.binaries(OP, plan, call()), lambda b, error: done.append(error))
+    builder.artifacts.compile_all(
+        builder.binaries(OP, plan, call()), lambda b, error: done.append(error)
+    )
     assert len(done) == 1 and "it is broken" in done[0]
     assert files_of(machine, "artifact") == []

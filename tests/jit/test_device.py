@@ -5,8 +5,7 @@ import pickle
 import jitd
 import pytest
 from jitd.jit import device
-from jitd.jit.build import NotReady
-from jitd.jit.errors import ColdKernelError, CompileError, DeclarationError, LaunchError
+from jitd.jit.errors import ColdKernelError, CompileError, DeclarationError, LaunchError, NotReady
 
 
 @pytest.mark.parametrize("target", device._STAND_INS)

@@ -21,7 +21,7 @@ from jitd.tools.bench.peers import BadPeer, resolve_peer, resolve_peers
 from jitd.tools.bench.stopwatch import Times, host_us
 from typer.testing import CliRunner
 
-COMMANDS = ("group_norm", "host", "start")
+COMMANDS = ("group_norm", "host", "start", "tune")
 TINY = Target((1, 64, 2, 3), (Limit(0.6, "best peer"), Limit(1.5, "floor", "must")))
 RUNNER = CliRunner()
 

@@ -16,7 +16,7 @@ from .peers import BadPeer, resolve_peers
 
 app = typer.Typer(
     name="bench",
-    help="Benchmarks of jitd. Each needs an NVIDIA GPU and prints one table.",
+    help="Benchmarks of jitd, for an NVIDIA GPU. Each prints its tables.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -30,6 +30,16 @@ class Dtype(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     FP32 = "fp32"
+
+
+class Part(StrEnum):
+    """The parts of `tune`."""
+
+    TRITON = "triton"
+    PAIRS = "pairs"
+    PROCESSES = "processes"
+    WORKERS = "workers"
+    WARMUP = "warmup"
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -149,12 +159,50 @@ def start(
     _measure(measure, torch_here=False)
 
 
-def _measure(measure: Callable[[], bool], *, torch_here: bool = True) -> None:
+@app.command("tune")
+def tune(
+    part: Annotated[
+        list[Part] | None, typer.Option(help="What to measure; repeatable. All parts if none.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of `pairs`: tunes of each pair, in two ways.")
+    ] = 10,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="Of `pairs`: repeat less, 3 times at least, to end in about so."),
+    ] = 300.0,
+    json: Json = None,
+) -> None:
+    """How fast, right and steady tuning is. All of it takes about ten minutes.
+
+    triton: against @triton.autotune over the same configs. pairs: against a long measurement, and
+    against itself. processes: eight that start together on a cold cache. workers: how compiling
+    scales (needs no GPU). warmup: `jitctl warmup --model ltx2`, twice.
+
+    \b
+    Example:
+      python -m jitd.tools.bench tune --part triton --part processes --json tune.json
+    """
+    parts = [one.value for one in part or Part]
+
+    def measure() -> bool:
+        from .tune import Options, run
+
+        return run(parts=parts, options=Options(repeats, seconds), json=json)
+
+    gpu_here = parts != [Part.WORKERS]
+    _measure(measure, gpu_here=gpu_here, torch_here=gpu_here)
+
+
+def _measure(
+    measure: Callable[[], bool], *, gpu_here: bool = True, torch_here: bool = True
+) -> None:
     """Exit 0 if every row was measured, else 1; without a GPU say so in one line."""
     logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("jitd").setLevel(logging.INFO)
     try:
-        gpu()
+        if gpu_here:
+            gpu()
         if torch_here:
             need_torch_with_cuda()
         good = measure()

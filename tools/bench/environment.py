@@ -65,6 +65,14 @@ def print_environment(facts: Mapping[str, Any]) -> None:
     print(text.format_map(facts), flush=True)
 
 
+def print_versions(facts: Mapping[str, Any]) -> None:
+    """The line for what is measured without a GPU."""
+    text = (
+        "no GPU, for {target}; {cpus} CPUs, Triton {triton}, Python {python}, jitd {jitd}, {date}"
+    )
+    print(text.format_map(facts), flush=True)
+
+
 def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     """Write the report so far; a reader never finds half of one."""
     if path is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 GROUPS = 32
 """Groups of every GroupNorm that is measured."""
@@ -72,6 +72,21 @@ START_FIRST_MS = 80.0
 START_FURTHER_MS = 3.0
 """Each further signature."""
 
+TUNE_SPEEDUP = 5.0
+"""Times faster than @triton.autotune over the same configs, with workers and child up."""
+
+TUNE_REGRET, TUNE_REGRET_PAIRS = 0.03, 0.95
+"""A first pick is at most so much slower than the best of a long measurement, in so many pairs."""
+
+TUNE_WORST = 0.02
+"""No repeated tune picks anything that is slower than the best by more."""
+
+TUNE_SAME, TUNE_SAME_PAIRS = 0.9, 0.7
+"""From an empty store so many tunes pick the same, in so many pairs. With a stored winner: all."""
+
+TUNE_TOGETHER = 1.3
+"""Eight processes on a cold cache take at most so many times what one takes alone."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -101,3 +116,20 @@ def judge(
         Verdict(one, us / yardsticks[one.of] if us is not None and one.of in yardsticks else None)
         for one in limits
     ]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One figure of a part of `tune` beside its goal. `met` is None if it was not measured."""
+
+    what: str
+    goal: str
+    value: str
+    met: bool | None
+
+    def __str__(self) -> str:
+        word = {None: "not measured", True: "met", False: "MISSED"}[self.met]
+        return f"{self.what}: {self.value} (goal {self.goal}): {word}"
+
+    def json(self) -> dict[str, Any]:
+        return {"what": self.what, "goal": self.goal, "value": self.value, "met": self.met}

@@ -1,9 +1,7 @@
 """What a fresh process waits for before its first kernels, with a warm cache."""
 
-import json as jsonlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .children import ChildFailed, answer, started
 from .environment import environment, gpu, print_environment, write_json
 from .goals import GROUP_NORM, GROUPS, START_FIRST_MS, START_FURTHER_MS
 from .table import Column, Table, first_line, number
@@ -33,10 +32,6 @@ COLUMNS = (
     Column("goal", 8),
     Column("reached", left=True),
 )
-
-
-class ChildFailed(Exception):
-    """A process that was to be measured ended with an error; the message is its last line."""
 
 
 @dataclass(frozen=True)
@@ -150,28 +145,10 @@ def _child(cache_dir: Path, triton_dir: Path, *, measure: bool) -> dict[str, Any
         "measure": measure,
     }
     variables = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "JITD_CACHE_DIR": str(cache_dir.absolute()),
         "JITD_MODE": "strict" if measure else "tune",
         "TRITON_CACHE_DIR": str(triton_dir.absolute()),
     }
     if measure:
         variables["PATH"] = ""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", CHILD, jsonlib.dumps(spec)],
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ChildFailed(f"a process took more than {TIMEOUT_S:g} s") from error
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, no word"]
-        raise ChildFailed(said[-1])
-    answer: dict[str, Any] = jsonlib.loads(lines[-1])
-    return answer
+    return answer(started(CHILD, spec, variables), TIMEOUT_S)

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from ...cache.errors import JitdError
-from . import clear, environment, listing, warmup
+from . import clear, environment, listing, show, tune, warmup
 from .output import NoteHandler, note
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -31,9 +31,10 @@ app = typer.Typer(
 )
 
 app.command("warmup", short_help="Compile, tune and check ahead of a run.")(warmup.warmup)
+app.command("tune", short_help="Tune an op at some shapes, and show how.")(tune.tune)
 app.command("clear-cache", short_help="Remove records from the cache.")(clear.clear_cache)
 app.command("list", short_help="List what was tuned, and how fast it is.")(listing.list_records)
-app.command("show", short_help="Show all that is known of one winner.")(listing.show)
+app.command("show", short_help="Show all that is known of one winner.")(show.show)
 app.command("env", short_help="Print every setting.")(environment.env)
 app.command("doctor", short_help="Check cache folder, GPU, driver, packages.")(environment.doctor)
 

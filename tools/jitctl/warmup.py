@@ -1,6 +1,7 @@
 """`jitctl warmup`: its options, and its report. The work is in `warming`."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -17,8 +18,10 @@ from . import folder
 from .output import count, microseconds, note, percent, say, say_json, table, times
 
 if TYPE_CHECKING:
-    from ...jit.warm import Row
-    from .warming import Outcome, Wanted
+    from ...jit.warm import Again, Row
+    from .resume import Interrupted
+    from .wanted import Request
+    from .warming import Outcome
 
 
 class Dtype(StrEnum):
@@ -36,7 +39,19 @@ class Mode(StrEnum):
     compile = "compile"
 
 
+class Anew(StrEnum):
+    """Which winners to tune again, besides what has none."""
+
+    noisy = "noisy"
+    stale = "stale"
+    all = "all"
+
+
+_WITH_RESUME = {"resume", "jobs", "dry_run", "as_json"}  # what changes nothing of the request
+
+
 def warmup(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help=f"Model: {', '.join(catalog.MODELS)}.", metavar="NAME")
     ] = None,
@@ -88,6 +103,17 @@ def warmup(
         bool,
         typer.Option("--space", help="Compile every candidate, not only the default config."),
     ] = False,
+    again: Annotated[
+        Anew | None,
+        typer.Option(
+            help="Tune again what was measured on a restless card, under another driver or "
+            "toolchain, or all; besides what is not tuned."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the warmup that was last interrupted."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is missing; compile and tune nothing.")
     ] = False,
@@ -96,43 +122,66 @@ def warmup(
     """Compile, tune and check what a model needs, before it runs.
 
     On a GPU every signature is tuned there. Without one it is compiled for --arch, and the first
-    run on a GPU has only to tune and check. A second warmup answers at once.
+    run on a GPU has only to tune and check. A second warmup answers at once. One that was
+    interrupted, by Ctrl-C or by a crash, is taken up again with --resume.
 
     \b
     Examples:
       jitctl warmup --model ltx2
       jitctl warmup --model ltx2 --size 512x768x121 --arch sm_90 --arch sm_100
       jitctl warmup --signature 'group_norm_silu[bf16](1x1024x16x32x48, groups=32)'
+      jitctl warmup --model ltx2 --again noisy
+      jitctl warmup --resume
     """
     from . import warming  # noqa: PLC0415  (40 ms that the other commands do not need)
+    from .wanted import Request, wanted  # noqa: PLC0415  (the same)
 
-    settings = Settings.read(jobs=jobs)
-    wanted = warming.wanted(
-        model,
-        sizes=size or (),
-        dtype=dtype.value,
-        version=version,
-        signatures=signature or (),
-        workload=workload,
-        imports=imports or (),
-    )
-    work, targets = warming.targets(
-        arch or (), device, mode.value if mode else None, whole_space=space
-    )
+    settings, began = Settings.read(jobs=jobs), None
     place = folder.cache_dir(settings)
+    if resume:
+        interrupted = _interrupted(context, place)
+        if interrupted is None:
+            _nothing_to_resume(place, as_json=as_json)
+            return
+        request, began = interrupted.request, interrupted.began
+        settings = Settings.read(jobs=jobs or request.jobs)
+        note(f"resuming: {request.command}")
+        _, targets = warming.targets(
+            request.archs,
+            request.index,
+            request.work,
+            request.again,
+            whole_space=request.whole_space,
+        )
+    else:
+        asked = wanted(
+            model,
+            sizes=size or (),
+            dtype=dtype.value,
+            version=version,
+            signatures=signature or (),
+            workload=workload,
+            imports=imports or (),
+        )
+        anew: Again = again.value if again else "missing"
+        work, targets = warming.targets(
+            arch or (), device, mode.value if mode else None, anew, whole_space=space
+        )
+        archs = tuple(target.target for target in targets if not target.uuid)
+        index = None if archs else targets[0].index
+        request = Request(asked, work, archs, index, space, anew, jobs)
     if dry_run:
         store: Store = folder.open_for_reading(place) or Store(place)
     else:
         store = folder.open_for_writing(place)
-    outcomes = warming.warmed(
-        store, settings, wanted, work, targets, whole_space=space, dry_run=dry_run
-    )
+    outcomes = warming.warmed(store, settings, request, targets, dry_run=dry_run, began=began)
 
     if as_json:
         say_json(
             {
-                "name": wanted.name,
-                "mode": work,
+                "name": request.wanted.name,
+                "mode": request.work,
+                "resumed": request.command if resume else None,
                 "dry_run": dry_run,
                 "cache_dir": str(store.root),
                 "toolchain": toolchain(),
@@ -142,15 +191,38 @@ def warmup(
         )
     else:
         for outcome in outcomes:
-            _report(outcome, wanted, work, store.root, dry_run=dry_run)
+            _report(outcome, request, store.root, dry_run=dry_run)
     if not dry_run and any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 
 
+def _interrupted(context: typer.Context, place: Path) -> "Interrupted | None":
+    """What --resume goes on with. Raises ValueError for options that are the request's own."""
+    from .resume import last  # noqa: PLC0415  (as `warming`)
+
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in _WITH_RESUME and source is not None and source.name == "COMMANDLINE":
+            raise ValueError(
+                f"--resume goes on with the options of the interrupted warmup: leave out "
+                f"{parameter.opts[0]}, or --resume. Allowed are --jobs, --dry-run and --json."
+            )
+    store = folder.open_for_reading(place)
+    return last(store) if store else None
+
+
+def _nothing_to_resume(place: Path, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"resumed": None, "cache_dir": str(place), "targets": []})
+    else:
+        say(f"Nothing to resume in {place}: no warmup was interrupted.")
+
+
 def _report(
-    outcome: "Outcome", wanted: "Wanted", work: str, root: os.PathLike[str], *, dry_run: bool
+    outcome: "Outcome", request: "Request", root: os.PathLike[str], *, dry_run: bool
 ) -> None:
-    rows, where = outcome.rows, str(outcome.device)
+    rows, where, wanted = outcome.rows, str(outcome.device), request.wanted
     if not outcome.device.uuid:
         where = f"{outcome.device.target} (as if on an {outcome.device.name})"
     if outcome.from_receipt:
@@ -158,13 +230,13 @@ def _report(
     else:
         say(f"{wanted.name} for {where}, in {root}")
     say()
-    _rows(rows, work, dry_run=dry_run)
+    _rows(rows, request.work, dry_run=dry_run)
     say()
     for row in rows:
         if row.status == "failed":
             note(f"failed: {row.signature}: {row.detail}")
     if not dry_run:
-        say(_next(outcome, wanted, work, root))
+        say(_next(outcome, request, root))
 
 
 def _rows(rows: Sequence["Row"], work: str, *, dry_run: bool) -> None:
@@ -192,22 +264,33 @@ def _binaries(row: "Row") -> str:
     return "-" if row.status == "failed" else row.detail.removesuffix(" binaries")
 
 
-def _next(outcome: "Outcome", wanted: "Wanted", work: str, root: os.PathLike[str]) -> str:
+def _next(outcome: "Outcome", request: "Request", root: os.PathLike[str]) -> str:
     """What to do now, in one line."""
+    command = request.wanted.command
     if outcome.failed:
         return (
             f"{count(outcome.failed, 'signature')} of {len(outcome.rows)} failed; there the "
-            "reference answers, and a model still runs. Warm again to try again."
+            f"reference answers, and a model still runs. {_anew(outcome, request)}"
         )
-    if work == "tune":
+    if request.work == "tune":
         return (
             f"Warm on {outcome.device.name}. To run without ever compiling or tuning: "
             "JITD_MODE=strict python your_program.py"
         )
     if outcome.device.uuid:
-        return f"Compiled. {count(len(outcome.rows), 'signature')} to tune: {wanted.command}"
+        return f"Compiled. {count(len(outcome.rows), 'signature')} to tune: {command}"
     return (
         f"Next: copy or mount {root} on a machine with an {outcome.device.target} card, such as "
-        f"{outcome.device.name}, as its JITD_CACHE_DIR, and run `{wanted.command}` there: "
+        f"{outcome.device.name}, as its JITD_CACHE_DIR, and run `{command}` there: "
         f"{count(len(outcome.rows), 'signature is', 'signatures are')} left to tune and check."
     )
+
+
+def _anew(outcome: "Outcome", request: "Request") -> str:
+    """What may be done for a signature that failed: the failure is remembered."""
+    if request.work == "compile":
+        return "Warm again when its code has changed."
+    signature = next(row.signature for row in outcome.rows if row.status == "failed")
+    words = ["jitctl", "tune", signature, "--again"]
+    words += [word for name in request.wanted.imports for word in ("--import", name)]
+    return f"To try one anew: {shlex.join(words)}"

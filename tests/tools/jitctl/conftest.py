@@ -1,10 +1,12 @@
 """The real command line in a process of its own, on a cache of the test's own."""
 
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from jitd.cache.keys import Key
 from jitd.cache.paths import open_root
 from jitd.cache.records import Header
 from jitd.cache.store import Store
+from jitd.jit.stats import STATS
 
 WAIT_S = 120.0
-OUTSIDE = Path(__file__).parents[2] / "jit"  # holds the package `outside`, which is not jitd's
+HERE = Path(__file__).parent
+OUTSIDE = HERE.parents[1] / "jit"  # holds the package `outside`, which is not jitd's
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,41 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path / "cache")
 
 
+class Card(Cli):
+    """`jitctl` on a machine with a card, which is a fake. `happens` is what `with_card.py` knows.
+
+    In this process, since only the first import of torch is slow; `killed` is in one of its own.
+    """
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: Any) -> None:
+        super().__init__(folder)
+        self.program = [str(HERE / "with_card.py")]
+        self._patch, self._capture = patch, capture
+        patch.syspath_prepend(str(OUTSIDE))
+        patch.syspath_prepend(str(HERE))
+        patch.setenv("JITD_CACHE_DIR", str(folder))
+
+    def run(self, *arguments: str, happens: Sequence[str] = (), **_: Any) -> Result:
+        from with_card import plug_in, run  # noqa: PLC0415  (from HERE)
+
+        plug_in(happens, self.folder, self._patch.setattr)
+        self._patch.setattr(logging.getLogger("jitd"), "handlers", [])
+        STATS.clear()
+        self._capture.readouterr()
+        code = run(list(arguments))
+        captured = self._capture.readouterr()
+        return Result(code, captured.out, captured.err, frozenset())
+
+    def killed(self, *arguments: str) -> None:
+        """Run a command that ends with kill -9 while it tunes its second signature."""
+        assert super().run("--kill", *arguments).code == -signal.SIGKILL
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Card:
+    return Card(tmp_path / "cache", monkeypatch, capsys)
+
+
 @pytest.fixture
 def store(cli: Cli) -> Store:
     return Store(open_root(cli.folder))
@@ -104,27 +143,39 @@ def store(cli: Cli) -> Store:
 
 @pytest.fixture
 def put_winner(store: Store) -> Callable[..., Header]:
-    """Puts a winner as a tune does: `put_winner("scale", "scale[bf16](64)", us=2.0)`."""
+    """Puts a winner as a tune does: `put_winner("scale", "scale[bf16](64)", us=2.0, noisy=True)`.
 
-    def put(op: str, label: str, *, us: float = 10.0, target: str = "sm_90") -> Header:
-        timing = {"us": us, "spread": 0.02, "reps": 40, "how": "graph"}
+    What is named is so in the body; `without` lacks in body and meta, as in old records.
+    """
+
+    def put(
+        op: str,
+        label: str,
+        *,
+        us: float = 10.0,
+        target: str = "sm_90",
+        without: Collection[str] = (),
+        **more: Any,
+    ) -> Header:
         summary = {
-            "config": "plain(BLOCK=64)",
+            "config": "plain(BLOCK=64, num_warps=4)",
             "us": us,
             "eager_us": 4 * us,
             "floor_us": us / 2,
             "device": "NVIDIA Test",
             "target": target,
+            "driver": "580.1",
+            "noisy": False,
         }
-        slower = {**timing, "us": 3 * us}
         body = {
             **summary,
             "variant": "plain",
-            "params": {"BLOCK": 64},
-            "variant_digest": "0" * 32,
+            "params": {"BLOCK": 64, "num_warps": 4},
+            "digest": "0" * 32,
             "signature": label,
+            "tuned_at": label,
             "how": "graph",
-            "driver": "580.1",
+            "drift": 0.004,
             "check": {
                 "ok": True,
                 "max_abs_error": 0.0078,
@@ -137,22 +188,57 @@ def put_winner(store: Store) -> Callable[..., Header]:
                 "shared_bytes": [1024],
             },
             "outcomes": [
-                _outcome("plain(BLOCK=128)", "dropped", "too slow", slower),
-                _outcome("plain(BLOCK=64)", "timed", "", timing),
-                _outcome("plain(BLOCK=32)", "wrong", "beyond the bound", None),
+                _outcome({"BLOCK": 32, "num_warps": 4}, status="wrong", reason="beyond the bound"),
+                _outcome({"BLOCK": 64, "num_warps": 4}, us=us),
+                _outcome({"BLOCK": 64, "num_warps": 8}, us=1.5 * us),
+                _outcome(
+                    {"BLOCK": 128, "num_warps": 4}, us=3 * us, status="dropped", reason="too slow"
+                ),
+                _outcome(
+                    {"BLOCK": 128, "num_warps": 8}, status="failed", reason="spills", spills=512
+                ),
             ],
-            "dropped": [["plain(BLOCK=8)", "too small"], ["plain(BLOCK=16)", "too small"]],
+            "dropped": {
+                "too small": [f"plain(BLOCK={n}, num_warps=8)" for n in (8, 16)],
+                "no residual": ["fused"],
+            },
             "stopped_early": False,
+            **more,
         }
-        key = Key.of("winner", op, problem=label, device="NVIDIA Test", target=target)
-        return store.put(key, body, label=label, meta={**summary, "shape": [64]}).header
+        meta = {**{name: body[name] for name in summary}, "shape": [64]}
+        for name in without:
+            body.pop(name)
+            meta.pop(name, None)
+        key = Key.of("winner", op, problem=label, device=body.get("device"), target=target)
+        return store.put(key, body, label=label, meta=meta).header
 
     return put
 
 
-def _outcome(config: str, status: str, reason: str, timing: Any) -> dict[str, Any]:
-    fate = {"status": status, "reason": reason, "detail": "", "error": 0.0078}
-    return {"config": config, "timing": timing, **fate}
+@pytest.fixture
+def outcome() -> Callable[..., dict[str, Any]]:
+    """What a tune keeps of one config: `outcome({"BLOCK": 64}, us=2.0, variant="plain")`."""
+    return _outcome
+
+
+def _outcome(
+    params: Mapping[str, Any], us: float | None = None, variant: str = "plain", **more: Any
+) -> dict[str, Any]:
+    timing = None if us is None else {"us": us, "spread": 0.02, "reps": 40, "how": "graph"}
+    inner = ", ".join(f"{name}={value}" for name, value in params.items())
+    return {
+        "config": f"{variant}({inner})",
+        "variant": variant,
+        "params": dict(params),
+        "status": "timed",
+        "reason": "",
+        "detail": "",
+        "timing": timing,
+        "error": 0.0078 if us else None,
+        "registers": [40, 32],
+        "spills": 0,
+        **more,
+    }
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ SCALE = ["warmup", "--import", "outside.ops", "--signature", "outside_scale[bf16
         (["warmup", "--model", "ltx2", "--dtype", "int4"], "bf16"),
         (["warmup", "--model", "ltx2", "--jobs", "0"], "--jobs"),
         (["warmup", "--model", "ltx2", "--mode", "tune", "--arch", "sm_90"], "--arch"),
+        (["warmup", "--model", "ltx2", "--again", "all", "--arch", "sm_90"], "--arch"),
+        (["warmup", "--model", "ltx2", "--again", "all", "--mode", "compile"], "--mode compile"),
+        (["warmup", "--model", "ltx2", "--again", "quiet"], "noisy"),
         (["warmup", "--size", "512x768x121"], "--model"),
         (["warmup", "--signature", "group_norm[bf16](1)"], "--import"),
         (["warmup", "--import", "no.such", "--signature", "x[bf16](1)"], "No module named 'no'"),
@@ -39,9 +42,10 @@ def test_wrong_usage(cli, arguments, words):
     assert not cli.folder.exists() or cli.files() == set()
 
 
-def test_tune_without_a_gpu(cli):
-    """--mode tune without a GPU fails with the reason and the way out."""
-    message = cli.refused("warmup", "--model", "ltx2", "--mode", "tune", code=1)
+@pytest.mark.parametrize("options", [["--mode", "tune"], ["--again", "all"]], ids=" ".join)
+def test_tune_without_a_gpu(cli, options):
+    """To tune, or to tune again, fails without a GPU, with the reason and the way out."""
+    message = cli.refused("warmup", "--model", "ltx2", *options, code=1)
     assert "--mode compile" in message
 
 
@@ -108,4 +112,4 @@ def test_disk_that_fills_up(cli, tiny_disk):
     assert "Traceback" not in result.err
     kept = json.loads(cli.run("list", "--json").out)["summary"]["kinds"]
     assert 1 <= kept["artifact"] < 6
-    assert len(cli.files()) == kept["artifact"]
+    assert len(cli.files()) == kept["artifact"] + kept["workload"]

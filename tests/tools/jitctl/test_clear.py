@@ -14,12 +14,15 @@ from jitd.cache.keys import Key
 
 @pytest.fixture
 def filled(cli, store, put_winner):
-    """Two ops on two architectures: winners, artifacts (under the kernel's name), a receipt."""
+    """Two ops on two architectures: winners, artifacts (under the kernel's name), a receipt, and
+    the note of an interrupted warmup."""
     for op, target in (("scale", "sm_90"), ("shift", "sm_80")):
         put_winner(op, f"{op}[bf16](64)", target=target)
         key = Key.of("artifact", f"{op}_kernel", target=target)
         store.put(key, {"cubin": b"1"}, meta={"op": op, "target": target})
     store.put(Key.of("receipt", "ltx2", target="sm_90"), {"paths": [], "rows": []})
+    meta = {"op": "ltx2", "target": "sm_90"}
+    store.put(Key.of("workload", "resume", request="jitctl warmup --model ltx2"), {}, meta=meta)
     return cli
 
 
@@ -27,7 +30,7 @@ def test_everything_goes(filled):
     """Without a filter all records go, and the folder can be used again."""
     result = filled.run("clear-cache", "--yes")
     assert result.code == 0
-    assert "Removed 5 files" in result.out
+    assert "Removed 6 files" in result.out
     assert filled.files() == set()
     assert "Nothing to remove" in filled.run("clear-cache", "--yes").out
 
@@ -60,23 +63,23 @@ def test_foreign_folder_is_refused(cli):
     assert (cli.folder / "thesis.txt").exists()
 
 
+WARMED = {"receipt/ltx2", "workload/resume"}
+SCALE = {"winner/scale", "artifact/scale_kernel"}
+SHIFT = {"winner/shift", "artifact/shift_kernel"}
+
+
 @pytest.mark.parametrize(
     ("options", "left"),
     [
-        (["--op", "scale"], {"winner/shift", "artifact/shift_kernel", "receipt/ltx2"}),
-        (["--arch", "sm_80"], {"winner/scale", "artifact/scale_kernel", "receipt/ltx2"}),
+        (["--op", "scale"], SHIFT | WARMED),
+        (["--arch", "sm_80"], SCALE | WARMED),
         (["--keep-winners"], {"winner/scale", "winner/shift"}),
-        (
-            ["--op", "scale", "--keep-winners"],
-            {"winner/scale", "winner/shift", "artifact/shift_kernel", "receipt/ltx2"},
-        ),
-        (["--op", "scale", "--op", "shift", "--arch", "sm_90"], {
-            "winner/shift", "artifact/shift_kernel", "receipt/ltx2"}),
-        (["--model", "ltx2"], {
-            "winner/scale", "winner/shift", "artifact/scale_kernel", "artifact/shift_kernel"}),
+        (["--op", "scale", "--keep-winners"], {"winner/scale"} | SHIFT | WARMED),
+        (["--op", "scale", "--op", "shift", "--arch", "sm_90"], SHIFT | WARMED),
+        (["--model", "ltx2"], SCALE | SHIFT),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_filters(filled, options, left):
     """Each filter selects by what the headers say; several must all be met."""
     assert filled.run("clear-cache", *options, "--yes").code == 0
@@ -90,7 +93,7 @@ def test_older_than(filled, store):
     os.utime(filled.folder / old.path, (long_ago, long_ago))
     assert "Removed 1 file" in filled.run("clear-cache", "--older-than", "30d", "--yes").out
     assert old.path not in filled.files()
-    assert len(filled.files()) == 4
+    assert len(filled.files()) == 5
 
 
 @pytest.mark.parametrize("options", [[], ["--op", "scale"]], ids=["all", "some"])
@@ -107,9 +110,9 @@ def test_dry_run(filled, options):
 def test_for_programs(filled):
     """--json says how many files and bytes of which kinds went."""
     document = json.loads(filled.run("clear-cache", "--yes", "--json").out)
-    assert document["files"] == 5
+    assert document["files"] == 6
     assert document["bytes"] > 0
-    assert document["kinds"] == {"artifact": 2, "receipt": 1, "winner": 2}
+    assert document["kinds"] == {"artifact": 2, "receipt": 1, "winner": 2, "workload": 1}
 
 
 def test_no_terminal_no_answer(filled):
@@ -119,7 +122,7 @@ def test_no_terminal_no_answer(filled):
     assert filled.files() == before
 
 
-@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 5), ("y", 0, 0)])
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 6), ("y", 0, 0)])
 def test_asks_on_a_terminal(filled, answer, code, left):
     """On a terminal it asks, and does as it is told."""
     ours, theirs = pty.openpty()
@@ -135,7 +138,7 @@ def test_asks_on_a_terminal(filled, answer, code, left):
     os.write(ours, f"{answer}\n".encode())
     process.communicate(timeout=60)
     os.close(ours)
-    assert b"Remove 5 files" in asked
+    assert b"Remove 6 files" in asked
     assert process.returncode == code
     assert len(filled.files()) == left
 

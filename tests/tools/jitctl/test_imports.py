@@ -2,7 +2,7 @@
 
 import pytest
 
-HEAVY = {"torch", "triton", "numpy", "rich", "filelock"}
+HEAVY = {"torch", "triton", "numpy", "rich", "filelock", "matplotlib"}
 
 
 @pytest.mark.parametrize(
@@ -10,13 +10,14 @@ HEAVY = {"torch", "triton", "numpy", "rich", "filelock"}
     [
         ["list"],
         ["list", "--kind", "artifact", "--json"],
-        ["show", "scale[bf16](64)"],
+        ["show", "scale[bf16](64)", "--top", "3"],
         ["clear-cache", "--dry-run"],
         ["clear-cache", "--op", "scale", "--yes"],
         ["env"],
         ["--version"],
         ["--help"],
         ["warmup", "--help"],
+        ["tune", "--help"],
     ],
     ids=" ".join,
 )

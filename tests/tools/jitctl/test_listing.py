@@ -1,9 +1,9 @@
-"""`list` and `show`: what was tuned, read from headers and bodies."""
+"""`list`: what was tuned, and what is not finished, read from headers alone."""
 
 import json
 from pathlib import Path
 
-import pytest
+from jitd.cache.keys import Key
 
 
 def test_list_of_nothing(cli):
@@ -18,7 +18,14 @@ def test_list_shows_winners(cli, put_winner):
     """A winner's line has its config, time, share of the floor, speed-up and card."""
     put_winner("scale", "scale[bf16](64)", us=2.0)
     (line,) = [line for line in cli.run("list").out.splitlines() if line.startswith("scale")]
-    for word in ("scale[bf16](64)", "plain(BLOCK=64)", "2.0", "50 %", "4.00x", "NVIDIA Test"):
+    for word in (
+        "scale[bf16](64)",
+        "plain(BLOCK=64, num_warps=4)",
+        "2.0",
+        "50 %",
+        "4.00x",
+        "NVIDIA Test",
+    ):
         assert word in line
 
 
@@ -58,56 +65,48 @@ def test_full_stdout(cli, put_winner):
     assert "Traceback" not in error
 
 
-def test_show_has_everything(cli, put_winner):
-    """Key parts, config, every timing, share of floor, error, registers and what was dropped."""
-    put_winner("scale", "scale[bf16](64)", us=2.0)
-    result = cli.run("show", "scale[bf16](64)")
+def test_list_marks_what_is_noisy(cli, put_winner):
+    """A winner that was measured on a restless card is marked, its quiet neighbour is not."""
+    put_winner("scale", "scale[bf16](64)", noisy=True)
+    put_winner("scale", "scale[bf16](128)")
+    lines = {line.split()[0]: line for line in cli.run("list").out.splitlines() if line}
+    assert " noisy " in lines["scale[bf16](64)"]
+    assert "noisy" not in lines["scale[bf16](128)"]
+
+
+def test_list_marks_what_is_stale(card, put_winner):
+    """Another driver than the one here makes a winner of this card stale, and of no other card."""
+    put_winner("scale", "scale[bf16](64)", device="NVIDIA H100")
+    put_winner("scale", "scale[bf16](128)", noisy=True)
+
+    def marks(*happens):
+        records = json.loads(card.run("list", "--json", happens=happens).out)["records"]
+        return {record["label"]: record["marks"] for record in records}
+
+    assert marks() == {"scale[bf16](64)": [], "scale[bf16](128)": ["noisy"]}
+    assert marks("--driver=590.2") == {"scale[bf16](64)": ["stale"], "scale[bf16](128)": ["noisy"]}
+    lines = card.run("list", happens=["--driver=590.2"]).out.splitlines()
+    assert [line.split()[0] for line in lines if " stale " in line] == ["scale[bf16](64)"]
+
+
+def test_list_of_old_records(cli, put_winner):
+    """Winners of a version that noted neither noise nor driver are listed without a mark."""
+    put_winner("scale", "scale[bf16](64)", without=["noisy", "driver"])
+    result = cli.run("list")
     assert result.code == 0
-    for text in (
-        "key: problem",
-        "plain(BLOCK=64)",
-        "plain(BLOCK=128)",
-        "wrong: beyond the bound",
-        "dropped: too slow",
-        "50 % of it reached",
-        "0.0078 at most, 0.031 allowed",
-        "registers",
-        "40",
-        "2 x too small",
-    ):
-        assert text in result.out
-    document = json.loads(cli.run("show", "scale[bf16](64)", "--json").out)
-    (winner,) = document["winners"]
-    assert len(winner["outcomes"]) == 3
-    assert winner["key"]["problem"] == "scale[bf16](64)"
+    assert "noisy" not in result.out
+    assert json.loads(cli.run("list", "--json").out)["records"][0]["marks"] == []
 
 
-def test_show_by_a_part(cli, put_winner):
-    """A part that is in one signature alone stands for it, an exact one wins over longer ones."""
-    put_winner("scale", "scale[bf16](64)")
-    put_winner("scale", "scale[bf16](64)(64)")
-    put_winner("scale", "scale[fp16](128)")
-    assert cli.run("show", "fp16").out.startswith("scale[fp16](128)\n")
-    assert cli.run("show", "scale[bf16](64)").out.startswith("scale[bf16](64)\n")
-    assert "in 3 signatures" in cli.refused("show", "scale", code=2)
-
-
-@pytest.mark.compiler
-def test_show_finds_the_bucket(cli, put_winner):
-    """A signature that was not tuned itself shows the winner of its bucket."""
-    put_winner("outside_scale", "outside_scale[bf16](1024)")
-    result = cli.run("show", "outside_scale[bf16](1000)", "--import", "outside.ops")
-    assert result.out.startswith("outside_scale[bf16](1024)\n"), result.err
-
-
-def test_show_names_the_nearest(cli, put_winner):
-    """What is not there is a failure that names what comes nearest."""
-    put_winner("scale", "scale[bf16](64)")
-    put_winner("shift", "shift[fp16](4096)")
-    message = cli.refused("show", "scale[bf16](65", code=1)
-    assert "Nearest: scale[bf16](64)" in message
-
-
-def test_show_of_nothing(cli):
-    """Without any winner, show fails and says how to get one."""
-    assert "jitctl warmup" in cli.refused("show", "scale", code=1)
+def test_list_says_what_is_unfinished(cli, store):
+    """The journal of a tune under way is one line with how far it is, and no winner."""
+    meta = {"device": "NVIDIA Test", "target": "sm_90", "done": 34, "of": 120}
+    key = Key.of("timing", "scale", tuning="0")
+    store.put(key, {"outcomes": []}, label="scale[bf16](64)", meta=meta)
+    result = cli.run("list")
+    assert result.code == 0
+    assert "No winner records." in result.out
+    assert "tuning scale[bf16](64) on NVIDIA Test, 34 of 120 (" in result.out
+    (begun,) = json.loads(cli.run("list", "--json").out)["unfinished"]
+    assert (begun["kind"], begun["done"], begun["of"]) == ("timing", 34, 120)
+    assert "Not finished" not in cli.run("list", "--op", "shift").out

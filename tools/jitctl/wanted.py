@@ -1,0 +1,241 @@
+"""What is asked to be warm: a model, signatures, a workload. Read, checked, and written down."""
+
+import hashlib
+import importlib
+import importlib.util
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...jit.op import OPS
+from ...jit.record import Workload
+from ...jit.sign import Signature
+from ...jit.warm import Again
+from ...models import catalog
+
+Work = Literal["tune", "compile"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be warm: a model at some sizes, signatures, or both."""
+
+    model: catalog.Model | None
+    sizes: tuple[Any, ...]
+    dtype: str
+    version: str
+    signatures: tuple[str, ...]
+    workload: Path | None
+    imports: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What receipts are filed under."""
+        return self.model.name if self.model else "signatures"
+
+    @property
+    def options(self) -> dict[str, object]:
+        """All that decides the signatures, for the key of the receipt."""
+        options: dict[str, object] = {
+            "signatures": sorted(self.signatures),
+            "workload": _digest(self.workload) if self.workload else "",
+            "imports": [(name, _package_digest(name)) for name in sorted(self.imports)],
+        }
+        if self.model:
+            sizes = sorted(str(size) for size in self.sizes)
+            options |= {"sizes": sizes, "dtype": self.dtype, "version": self.version}
+        return options
+
+    @property
+    def words(self) -> list[str]:
+        """The command line that wants the same on any machine."""
+        words = ["jitctl", "warmup"]
+        if self.model:
+            words += ["--model", self.model.name]
+            if set(self.sizes) != set(self.model.sizes.values()):
+                words += [word for size in self.sizes for word in ("--size", str(size))]
+            if self.dtype != "bf16":
+                words += ["--dtype", self.dtype]
+            if self.version != self.model.versions[0]:
+                words += ["--version", self.version]
+        words += [word for name in self.imports for word in ("--import", name)]
+        words += [word for text in self.signatures for word in ("--signature", text)]
+        words += ["--workload", str(self.workload)] if self.workload else []
+        return words
+
+    @property
+    def command(self) -> str:
+        return shlex.join(self.words)
+
+    def resolve(self) -> Workload:
+        """The signatures. Imports torch. Raises ValueError for one that cannot be read."""
+        declare_ops(self.imports)
+        asked = Workload.load(self.workload) if self.workload else Workload()
+        for text in self.signatures:
+            asked.add(text)
+        for text in asked:
+            read_signature(text)
+        if self.model:
+            model = self.model.workload(self.sizes, self.dtype, self.version)
+            for text, calls in model.counts.items():
+                asked.add(text, calls)
+        return asked
+
+
+@dataclass(frozen=True)
+class Request:
+    """A whole warmup, as it was asked for: enough to ask for it again.
+
+    `archs` are stood in for, `index` is the card that is here; one of the two is empty.
+    """
+
+    wanted: Wanted
+    work: Work
+    archs: tuple[str, ...]
+    index: int | None
+    whole_space: bool
+    again: Again = "missing"
+    jobs: int | None = None
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same on this machine."""
+        words = [*self.wanted.words, *(word for name in self.archs for word in ("--arch", name))]
+        words += ["--device", str(self.index)] if self.index else []
+        words += ["--mode", self.work] if self.work == "compile" and not self.archs else []
+        words += ["--space"] * self.whole_space
+        words += ["--again", self.again] if self.again != "missing" else []
+        words += ["--jobs", str(self.jobs)] if self.jobs else []
+        return shlex.join(words)
+
+    @property
+    def identity(self) -> str:
+        """Equal for two requests that leave the same in the cache."""
+        return replace(self, jobs=None).command
+
+    def document(self) -> dict[str, Any]:
+        """This request as plain data; `Request.of` reads it back."""
+        wanted = self.wanted
+        return {
+            "model": wanted.model.name if wanted.model else None,
+            "sizes": [str(size) for size in wanted.sizes],
+            "dtype": wanted.dtype,
+            "version": wanted.version,
+            "signatures": list(wanted.signatures),
+            "workload": str(wanted.workload) if wanted.workload else None,
+            "imports": list(wanted.imports),
+            "work": self.work,
+            "archs": list(self.archs),
+            "index": self.index,
+            "space": self.whole_space,
+            "again": self.again,
+            "jobs": self.jobs,
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> "Request":
+        """Raises ValueError where what was asked for is no more: a model, a file."""
+        return cls(
+            wanted=wanted(
+                document["model"],
+                sizes=document["sizes"],
+                dtype=document["dtype"],
+                version=document["version"] or None,
+                signatures=document["signatures"],
+                workload=Path(document["workload"]) if document["workload"] else None,
+                imports=document["imports"],
+            ),
+            work=document["work"],
+            archs=tuple(document["archs"]),
+            index=document["index"],
+            whole_space=document["space"],
+            again=document["again"],
+            jobs=document["jobs"],
+        )
+
+
+def wanted(
+    model: str | None,
+    *,
+    sizes: Sequence[str],
+    dtype: str,
+    version: str | None,
+    signatures: Sequence[str],
+    workload: Path | None,
+    imports: Sequence[str],
+) -> Wanted:
+    """The request, checked as far as that goes without torch. Raises ValueError."""
+    if not (model or signatures or workload):
+        raise ValueError(
+            f"nothing to warm: give --model ({', '.join(catalog.MODELS)}), --signature or "
+            "--workload. Example: jitctl warmup --model ltx2"
+        )
+    known = catalog.model(model) if model else None
+    if known is None and (sizes or version):
+        raise ValueError("--size and --version are options of a model: give --model, too.")
+    if workload and not workload.is_file():
+        raise ValueError(f"--workload {workload}: no such file.")
+    if workload:
+        Workload.load(workload)  # refuse a damaged one before torch is imported
+    if known and version and version not in known.versions:
+        raise ValueError(
+            f"{known.name} has no version {version!r}; there are {', '.join(known.versions)}."
+        )
+    parsed: tuple[Any, ...] = ()
+    if known:
+        given = [known.parse_size(text) for text in sizes]
+        parsed = tuple(dict.fromkeys(given or known.sizes.values()))
+    return Wanted(
+        model=known,
+        sizes=parsed,
+        dtype=dtype,
+        version=version or (known.versions[0] if known else ""),
+        signatures=tuple(dict.fromkeys(signatures)),
+        workload=workload and workload.absolute(),
+        imports=tuple(dict.fromkeys(imports)),
+    )
+
+
+# -- ops and signatures -----------------------------------------------------------------------
+
+
+def declare_ops(imports: Iterable[str]) -> None:
+    """Declare jitd's own ops and those of the modules named. Imports torch. Raises ValueError."""
+    for name in imports:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"--import {name}: {error}.") from error
+    catalog.declare_ops()
+
+
+def read_signature(text: str) -> Signature:
+    """A printed signature, read by its op. Raises ValueError that says what is allowed."""
+    name = text.partition("[")[0]
+    if name not in OPS:
+        raise ValueError(
+            f"signature {text!r}: no op {name!r} is declared; there are {', '.join(sorted(OPS))}. "
+            "One that is declared outside jitd needs --import MODULE."
+        )
+    return OPS[name].parse(text)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _package_digest(module: str) -> str:
+    """Changes with any source file of the package that `module` is in; nothing is imported."""
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    if spec is None:
+        return "missing"
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = [path for place in folders for path in sorted(place.rglob("*.py"))]
+    files += [Path(spec.origin)] if spec.origin and not folders else []
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
