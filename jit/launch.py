@@ -82,6 +82,14 @@ class Loaded:
                 local_bytes=ask("LOCAL_SIZE_BYTES"),
             )
 
+    def resident(self, num_warps: int, device: Device) -> int:
+        """Programs of `num_warps` warps that the card holds at once."""
+        cuda = devices.driver()
+        asked = cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            cuda.CUfunction(self.function), 32 * num_warps, self.shared_bytes
+        )
+        return int(devices.check(asked)) * device.sm_count
+
     def unload(self) -> None:
         """Free the device's memory for the binary. Nothing may launch it any more."""
         cuda = devices.driver()

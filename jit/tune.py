@@ -7,6 +7,7 @@ caller's own.
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from ..autotune.search import Candidate, CandidateFailed, Outcome, search
 from ..autotune.timing import CudaTimer, copy_bandwidth
 from ..autotune.verify import Expected, Verdict, expect, pooled
 from ..autotune.verify import check as hold_to
-from .declare import Config, Device
+from .declare import Config, Device, Plan
 from .errors import LaunchError
 from .inputs import make_inputs, sample_kinds
 from .launch import Executable, Loaded
@@ -92,6 +93,7 @@ def tune(task: Task, source: Source, report: Report, device: Device) -> Found:
             if name not in seeded:
                 _refuse_spills(loaded[name])
             plan = by_name[name].plan(call, device)
+            _refuse_overfull(plan, loaded[name], device)
             return _Runner(Executable(plan, loaded[name], call.tensors, device), sets)
 
         def verify(candidate: Candidate, runner: Any) -> Verdict:
@@ -343,6 +345,14 @@ def _refuse_shared(bodies: Sequence[Body], device: Device) -> None:
         raise CandidateFailed(
             "too much shared memory", f"{most} bytes, the card has {device.max_shared_bytes}"
         )
+
+
+def _refuse_overfull(plan: Plan, loaded: Sequence[Loaded], device: Device) -> None:
+    """A cooperative launch needs all its programs on the card at once."""
+    for launch, binary in zip(plan.launches, loaded, strict=True):
+        programs = math.prod(launch.grid)
+        if launch.cooperative and programs > (fit := binary.resident(launch.num_warps, device)):
+            raise CandidateFailed("too many programs", f"{programs}, {fit} fit on the card at once")
 
 
 def _refuse_spills(loaded: Sequence[Loaded]) -> None:

@@ -114,7 +114,7 @@ def warm(
     rows = []
     with builder.alone():
         for bucket in wanted:
-            if _to_tune(builder, bucket, again):
+            if to_tune(builder, bucket, again):
                 builder.prefetch(bucket.op, bucket.call)
         builder.on_progress = lambda what, done, total: progress.update(step=done, steps=total)
         for index, bucket in enumerate(wanted):
@@ -126,7 +126,7 @@ def warm(
     return rows
 
 
-def _to_tune(builder: Builder, bucket: Bucket, again: Again) -> bool:
+def to_tune(builder: Builder, bucket: Bucket, again: Again) -> bool:
     """Whether `warm` tunes a bucket."""
     op, call = bucket.op, bucket.call
     body = builder.winners.body(op, call)
@@ -185,10 +185,10 @@ def compile_for(
 
 def _warmed(builder: Builder, bucket: Bucket, again: Again) -> Row:
     op, call = bucket.op, bucket.call
-    to_tune = _to_tune(builder, bucket, again)
+    tuning = to_tune(builder, bucket, again)
     row = Row(bucket.signature, bucket.calls)
     try:
-        if to_tune:
+        if tuning:
             builder.tune_again(op, call, fresh=again != "missing")
         for reached in (call, *op.reach(call)):
             builder.get_or_build(op, reached, "tune")
@@ -198,7 +198,7 @@ def _warmed(builder: Builder, bucket: Bucket, again: Again) -> Row:
     if record is None:
         return replace(row, detail="tuned, but the cache could not keep the winner")
     times = {name: record.body[name] for name in ("us", "floor_us", "eager_us")}
-    status: Status = "tuned" if to_tune else "known"
+    status: Status = "tuned" if tuning else "known"
     return replace(row, config=record.body["config"], status=status, **times)
 
 

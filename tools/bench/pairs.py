@@ -33,17 +33,18 @@ from .trials import Trials
 from .tune import Options, Save
 
 SIGNATURES = (
-    # The released upsampler of LTX-2: both sizes of a 512x768 video and of a 1088x1920 one.
+    # The released upsampler of LTX-2: both sizes of a 512x768 video (the larger one is also the
+    # smaller one of 1024x1536) and of a 1088x1920 one.
     "group_norm_silu[bf16](1x1024x16x16x24, groups=32)",
     "group_norm_silu[bf16](1x1024x16x32x48, groups=32)",
     "group_norm_silu[bf16](1x1024x16x17x30, groups=32)",
     "group_norm_silu[bf16](1x1024x16x34x60, groups=32)",
+    "group_norm_add_silu[bf16](1x1024x16x16x24, residual=:perm02134, groups=32)",
     "group_norm_add_silu[bf16](1x1024x16x32x48, residual=:perm02134, groups=32)",
+    "group_norm_add_silu[bf16](1x1024x16x17x30, residual=:perm02134, groups=32)",
     "group_norm_add_silu[bf16](1x1024x16x34x60, residual=:perm02134, groups=32)",
     # With half the channels, and in other dtypes.
-    "group_norm_silu[bf16](1x512x8x45x80, groups=32)",
     "group_norm_silu[fp16](1x512x16x32x48, groups=32)",
-    "group_norm_silu[fp32](1x512x16x32x48, groups=32)",
     "group_norm_silu[fp32](1x1024x16x16x24, groups=32)",
     "group_norm_add_silu[fp32](1x512x16x32x48, groups=32)",
     # Images: UNets and VAEs, contiguous and channels_last.
@@ -51,7 +52,7 @@ SIGNATURES = (
     "group_norm_silu[bf16](2x64x32x32, groups=32)",
     "group_norm_silu[bf16](4x1280x8x8, groups=32)",
     "group_norm_silu[bf16](16x320x64x64, groups=32)",
-    "group_norm_silu[bf16](16x512x32x32, groups=32)",
+    "group_norm_silu[bf16](2x1280x32x32, groups=32)",
     "group_norm_silu[fp32](8x320x64x64, groups=32)",
     "group_norm_silu[bf16](1x512x64x64:channels_last, groups=32)",
     "group_norm_silu[bf16](1x256x128x128:channels_last, groups=32)",

@@ -24,7 +24,7 @@ from .ops import affine_silu
 from .table import Column, Table, number
 from .tune import Options, Save
 
-SIGNATURE = "group_norm_silu[bf16](1x1024x16x16x24, groups=32)"
+SIGNATURE = "group_norm_silu[bf16](1x512x16x8x12, groups=32)"
 BINARIES = 32
 """Of the candidates of SIGNATURE: a multiple of every number of workers."""
 

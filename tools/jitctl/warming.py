@@ -21,7 +21,6 @@ from ...jit.runtime import builder_of
 from ...jit.settings import Settings
 from ...jit.toolchain import toolchain
 from . import resume
-from .marks import marks
 from .output import note, progress
 from .wanted import Request, Work
 
@@ -199,7 +198,7 @@ def _outlook(builder: Builder, workload: Workload, request: Request) -> list[war
         if request.work == "compile":
             config, detail = _to_compile(builder, bucket, whole_space=request.whole_space)
         else:
-            config, detail = _to_tune(builder, bucket, request.again)
+            config, detail = _tuning_outlook(builder, bucket, request.again)
         name = config.name if config else ""
         rows.append(warm.Row(bucket.signature, bucket.calls, name, "known", detail=detail))
     return rows
@@ -214,18 +213,17 @@ def _to_compile(
     return config, f"{missing} of {len(keys)} binaries missing"
 
 
-def _to_tune(builder: Builder, bucket: warm.Bucket, again: warm.Again) -> tuple[Config | None, str]:
+def _tuning_outlook(
+    builder: Builder, bucket: warm.Bucket, again: warm.Again
+) -> tuple[Config | None, str]:
     op, call = bucket.op, bucket.call
-    winner, body = builder.winner(op, call), builder.winners.body(op, call)
-    configs, _ = op.configs(call, builder.device)
-    against = marks(body, {builder.device.name: builder.device.driver}) if body else []
-    if winner and (again == "all" or again in against):
-        why = f" ({', '.join(against)})" if against else ""
-        return winner, f"to tune again: {len(configs)} candidates{why}"
-    left = len(configs) - len(builder.winners.known(op, call, configs))
-    if left or winner is None:
+    winner = builder.winner(op, call)
+    if warm.to_tune(builder, bucket, again):
+        configs, _ = op.configs(call, builder.device)
+        anew = winner is not None and again != "missing"
+        left = len(configs) - (0 if anew else len(builder.winners.known(op, call, configs)))
         of = "" if left == len(configs) else f" of {len(configs)}"
-        return winner, f"to tune: {left}{of} candidates"
+        return winner, f"to tune{' again' * anew}: {left}{of} candidates"
     if all(builder.look_up(op, reached, "tune") for reached in (call, *op.reach(call))):
         return winner, "ready"
     return winner, "tuned; binaries to compile or check"
