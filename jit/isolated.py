@@ -8,19 +8,16 @@ what is already known.
 import atexit
 import logging
 import os
-import select
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..autotune.search import CandidateFailed, Outcome
 from . import frames
 from .candidates import Arrivals, Candidates
+from .child import Child, Died
 from .declare import Config, Device
 from .errors import JitdError
 from .op import Op
@@ -40,7 +37,6 @@ from .task import (
 
 log = logging.getLogger("jitd.tune")
 
-_START_S = 180.0  # importing torch and making a context, on a busy machine
 _PREPARE_S = 300.0  # inputs, eager's answers and the truth, at the largest shapes
 _NOBODYS_DEATHS = 2  # of the process, with no candidate to blame: then it is the machine's fault
 
@@ -119,7 +115,7 @@ class Isolated:
         self.device, self.step_timeout_s, self.memory_share = device, step_timeout_s, memory_share
         self.stats = stats
         self._instead = InProcess(device, memory_share)
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -129,7 +125,7 @@ class Isolated:
     def start(self) -> None:
         with self._lock:
             if self._child is None:
-                self._child = _Child(self.device)
+                self._child = Child(self.device)
 
     def close(self) -> None:
         with self._lock:
@@ -148,7 +144,7 @@ class Isolated:
                 return self._attempt(
                     replace(task, known=known), candidates, arrivals, watcher, known
                 )
-            except _Died as died:
+            except Died as died:
                 name = died.name
                 if not name:
                     deaths += 1
@@ -192,7 +188,7 @@ class Isolated:
         }
         try:
             answer = self._checked(request)
-        except _Died as died:
+        except Died as died:
             if not died.name:
                 raise TunerFailed(f"the checking process {died}") from died
             return _refused(op, call, probes, self.device, str(died))
@@ -212,7 +208,7 @@ class Isolated:
             try:
                 child.send(request)
                 return self._listen(child, lambda message: None)
-            except _Died as died:
+            except Died as died:
                 if died.name or attempts == 1:
                     raise
         return self._checked(request, attempts - 1)
@@ -245,18 +241,22 @@ class Isolated:
                     if outcome.timing or outcome.status in ("failed", "wrong"):
                         known[outcome.name] = outcome
                     watcher.trial(message["trial"])
-                    if not child.has_more():
-                        watcher.idle()
                 elif "need" in message:
                     _send_binaries(child, candidates, message["need"])
 
-            answer = self._listen(child, hear)
+            answer = self._listen(child, hear, watcher.idle)
             return Found(**answer["found"])
 
-    def _listen(self, child: "_Child", hear: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _listen(
+        self,
+        child: Child,
+        hear: Callable[[dict[str, Any]], None],
+        idle: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Messages to `hear` until the last one, which is returned. Raises what the child did.
 
-        Unless it ended with an answer the child is killed: it may be anywhere in its work.
+        `idle` is called at each step of the child's while no message waits. Unless it ended with an
+        answer the child is killed: it may be anywhere in its work.
         """
         name, stage, answered = "", "prepare", False
         try:
@@ -264,6 +264,8 @@ class Isolated:
                 message = child.receive(self._limit_s(stage))
                 if "step" in message:
                     name, stage = message["step"]
+                    if not child.has_more():
+                        idle()
                     continue
                 answered = not message.keys().isdisjoint(_ANSWERS)
                 if answered:
@@ -271,11 +273,11 @@ class Isolated:
                 hear(message)
         except frames.FrameTimeout:
             seconds = self._limit_s(stage)
-            raise _Died(name, f"hung for {seconds:g} s during {stage}") from None
+            raise Died(name, f"hung for {seconds:g} s during {stage}") from None
         except frames.FrameError:
             code = child.process.wait()
-            raise _Died(name, f"crashed its process during {stage} (exit {code})") from None
-        except _Died:
+            raise Died(name, f"crashed its process during {stage} (exit {code})") from None
+        except Died:
             answered = False
             raise
         finally:
@@ -289,13 +291,13 @@ class Isolated:
             return _PREPARE_S
         return self.step_timeout_s * (8 if stage == "final" else 1)
 
-    def _ready(self) -> "_Child":
+    def _ready(self) -> Child:
         """A child that has greeted. Raises _NoStart."""
         for attempt in (1, 2):
             if self._child is not None and self._child.process.poll() is not None:
                 self.close()
             if self._child is None:
-                self._child = _Child(self.device)
+                self._child = Child(self.device)
             if self._child.greeted or self._child.greet():
                 return self._child
             reason = self._child.last_words()
@@ -320,91 +322,15 @@ def _raised(answer: dict[str, Any]) -> dict[str, Any]:
         raise OtherCode(answer["other_code"])
     if "lost" in answer:
         name, stage, detail = answer["lost"]
-        raise _Died(name, f"broke the CUDA context during {stage}", detail)
+        raise Died(name, f"broke the CUDA context during {stage}", detail)
     if "error" in answer:
         log.debug("the tuning process: %s", answer["detail"])
         raise TunerFailed(f"the tuning process: {answer['error']}")
     return answer
 
 
-class _Died(Exception):
-    """The child is gone; `name` is the candidate to blame, "" if there is none."""
-
-    def __init__(self, name: str, what: str, detail: str = "") -> None:
-        super().__init__(what)
-        self.name, self.detail = name, detail
-
-
 class _NoStart(JitdError):
     """No child process could be made to work."""
-
-
-class _Child:
-    """One tuning process and its pipes."""
-
-    module = "jitd.jit.tuner"
-
-    def __init__(self, device: Device) -> None:
-        self.greeted = False
-        self.tunes = 0
-        environment = dict(os.environ)
-        # The parent may have found jitd through a changed sys.path rather than an install.
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        environment["PYTHONUNBUFFERED"] = "1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, str(device.index)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C stops the parent, whose end then ends the child
-        )
-        self._sending = threading.Lock()
-        self._failure = ""
-        try:
-            self.send({"do": "hello", "path": [str(Path(p).absolute()) for p in sys.path]})
-        except _Died as died:
-            self._failure = str(died)
-
-    def greet(self) -> bool:
-        """Wait until it has a CUDA context."""
-        try:
-            while "ready" not in (message := self.receive(_START_S)):
-                if "error" in message:
-                    self._failure = message["error"]
-                    return False
-        except frames.FrameError as error:
-            self._failure = str(error)
-            return False
-        self.greeted = True
-        return True
-
-    def last_words(self) -> str:
-        return self._failure or "it ended"
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Raises _Died if it is gone."""
-        assert self.process.stdin  # for the type checker: it is a pipe
-        with self._sending:
-            try:
-                frames.send(self.process.stdin.fileno(), message)
-            except (OSError, ValueError) as error:  # ValueError: the pipe is closed
-                raise _Died("", f"ended: {error}") from error
-
-    def receive(self, timeout_s: float | None) -> dict[str, Any]:
-        assert self.process.stdout
-        return frames.receive(self.process.stdout.fileno(), timeout_s)
-
-    def has_more(self) -> bool:
-        """Whether a message waits."""
-        assert self.process.stdout
-        return bool(select.select([self.process.stdout.fileno()], [], [], 0)[0])
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 class _Source:
@@ -443,16 +369,16 @@ def wanted_first(task: Task, known: Mapping[str, Any] | None = None) -> list[str
     return sorted(names, key=lambda name: place.get(name, len(early)))
 
 
-def _feed(child: _Child, candidates: Candidates, arrivals: Arrivals, coming: int) -> None:
+def _feed(child: Child, candidates: Candidates, arrivals: Arrivals, coming: int) -> None:
     """Send binaries as they are ready, until all are sent or the child is gone."""
     for name in arrivals.take(coming):
         try:
             _send_binaries(child, candidates, name)
-        except _Died:
+        except Died:
             return  # whoever listens to the child learns it, too, and knows what to do
 
 
-def _send_binaries(child: _Child, candidates: Candidates, name: str) -> None:
+def _send_binaries(child: Child, candidates: Candidates, name: str) -> None:
     message: dict[str, Any] = {"do": "binaries", "tune": child.tunes, "of": name}
     try:
         message["bodies"] = [dict(body) for body in candidates.bodies(name)]

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 
 OP = group_norm_silu.op
 SIGNATURE = "group_norm_silu[bf16](1x512x16x16x24:channels_last_3d, groups=32)"
+LONGER = "group_norm_silu[bf16](1x512x16x45x80, groups=32)"  # enough candidates to be killed among
 STEP_S = 8  # more than any step of a good candidate, first use of a library included
 PROCESSES = 8
 TENTHS = [
@@ -76,16 +77,17 @@ def right(function, text):
     call = OP.parse(text).call
     with torch.no_grad():
         x = torch.randn(call.x.shape, device="cuda").bfloat16()
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if "channels_last" in text:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         w, b = (torch.randn(call.x.shape[1], device="cuda").bfloat16() for _ in range(2))
         out, want = function(x, w, b, call.groups), OP.reference(x, w, b, call.groups)
         torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2)
     return not [name for name in jitd.stats() if name.startswith("reference:")]
 
 
-def stored(builder):
-    """The winner's record of SIGNATURE."""
-    return builder.winners.body(OP, OP.parse(SIGNATURE).call)
+def stored(builder, signature=SIGNATURE):
+    """The winner's record of a signature."""
+    return builder.winners.body(OP, OP.parse(signature).call)
 
 
 # -- candidates -------------------------------------------------------------------------------
@@ -128,13 +130,13 @@ def test_a_killed_tune_is_taken_up_where_it_was(cold, start):
     """A process is killed when half of the candidates are timed. The next one times the others,
     and of those it found only who is near the front, for longer."""
     builder = runtime.current().builder_at(0)
-    first = start(cold, jobs=2, signatures=[SIGNATURE])
+    first = start(cold, jobs=2, signatures=[LONGER])
     wait_until(lambda: progress(builder.store) >= 0.5, "half of the tune", [first])
     first.kill()
     first.wait(WAIT_S)
-    assert stored(builder) is None, "the tune was over before it could be killed"
+    assert stored(builder, LONGER) is None, "the tune was over before it could be killed"
 
-    call = OP.parse(SIGNATURE).call
+    call = OP.parse(LONGER).call
     listening = Listening(builder.tuner())
     builder = replace(builder, tuner=lambda: listening)
     ready = builder.get_or_build(OP, call, "tune")
@@ -151,7 +153,7 @@ def test_a_killed_tune_is_taken_up_where_it_was(cold, start):
     assert ready.config.name in everybody
     assert not list(builder.store.headers("timing", OP.name))
     jitd.configure(mode="strict")
-    assert right(group_norm_silu, SIGNATURE)
+    assert right(group_norm_silu, LONGER)
 
 
 @pytest.mark.parametrize("tenths", TENTHS)

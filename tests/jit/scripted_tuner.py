@@ -54,6 +54,7 @@ def tune(task, source, report, card):
         except CandidateFailed as failed:
             outcome = Outcome(name, "failed", failed.reason, detail=failed.detail)
         report.trial(Trial(outcome, config, [32], 0))
+        report.step("", "wait")
     late = SCRIPT.get("final")
     if late:
         report.step("", "final")

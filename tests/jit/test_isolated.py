@@ -13,8 +13,8 @@ import pytest
 from fakes import CARD
 from jitd.autotune.policy import Policy
 from jitd.autotune.search import CandidateFailed, Outcome, Timing
-from jitd.jit import isolated
 from jitd.jit.candidates import Candidates
+from jitd.jit.child import Child
 from jitd.jit.isolated import Isolated, TunerFailed
 from jitd.jit.sign import Call, TensorSpec
 from jitd.jit.stats import Stats
@@ -31,23 +31,27 @@ WAIT_S = 60.0
 
 
 class Watcher:
-    """Remembers the last trial of each candidate."""
+    """Remembers the last trial of each candidate, and when there was time to save."""
 
     def __init__(self):
         self.trials = {}
+        self.saved = 0
+        self.unsaved_at_death = None
 
     def trial(self, record):
+        if "hung" in record["reason"] and self.unsaved_at_death is None:
+            self.unsaved_at_death = len(self.trials) - self.saved
         self.trials[record["config"]] = record
 
     def idle(self):
-        pass
+        self.saved = len(self.trials)
 
 
 @pytest.fixture
 def tuner(tmp_path, monkeypatch):
     """`tuner(**script)`: a keeper whose children follow the script; `.log()` has what they did."""
     made = []
-    monkeypatch.setattr(isolated._Child, "module", "scripted_tuner")
+    monkeypatch.setattr(Child, "module", "scripted_tuner")
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(HERE)])
@@ -98,6 +102,15 @@ def test_a_tune_in_the_child(tuner):
     assert sorted(watcher.trials) == sorted(NAMES)
     assert watcher.trials[NAMES[0]]["registers"] == [32]
     assert found.winner == sorted(NAMES)[0] and found.check["ok"]
+
+
+def test_what_was_tried_is_saved_before_the_next_is_over(tuner):
+    """A kill while a candidate hangs finds every earlier trial saved."""
+    watcher = Watcher()
+    keeper = tuner(step_timeout_s=1.0, b1024="hang")
+    keeper.tune(task(default=NAMES[0], seeds=NAMES[1:2]), candidates(), watcher)
+    assert len(watcher.trials) == len(NAMES)
+    assert watcher.unsaved_at_death == 0
 
 
 def test_the_child_serves_many_requests(tuner):
@@ -244,13 +257,13 @@ PARENT = """
 import sys
 sys.path.insert(0, {folder!r})
 from fakes import CARD
-from jitd.jit import isolated
+from jitd.jit.child import Child
 from jitd.jit.task import name_of, pack_call
 from outside.ops import scale
 from jitd.jit.sign import Call, TensorSpec
 
-isolated._Child.module = "scripted_tuner"
-child = isolated._Child(CARD)
+Child.module = "scripted_tuner"
+child = Child(CARD)
 assert child.greet()
 call = Call({{"x": TensorSpec("bf16", (4096,)), "factor": 2.0}})
 config = ["elementwise", {{"BLOCK": 512, "num_warps": 4}}]

@@ -3,15 +3,24 @@
 import json
 import random
 import time
+from concurrent.futures import Future
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import jitd.jit.check
 import pytest
 import torch
+from jitd.autotune.policy import Policy
 from jitd.autotune.search import Candidate, CandidateFailed, Samples
 from jitd.autotune.verify import Verdict
+from jitd.cache.paths import open_root
+from jitd.cache.store import Store
 from jitd.jit.declare import check_launch
 from jitd.jit.device import stand_in
+from jitd.jit.errors import CompileError
+from jitd.jit.launch import Loaded
+from jitd.jit.runtime import builder_of
+from jitd.jit.settings import Settings
 from jitd.tools.bench import (
     against_triton,
     children,
@@ -20,6 +29,7 @@ from jitd.tools.bench import (
     picks,
     scaling,
     together,
+    trials,
     tune,
     warmup,
 )
@@ -28,6 +38,9 @@ from jitd.tools.bench.goals import Reached
 from jitd.tools.bench.ops import rms_norm
 from jitd.tools.bench.picks import Picks
 from typer.testing import CliRunner
+
+from ..jit.fakes import CARD as FAKE_CARD
+from ..jit.fakes import Machine
 
 CARD = stand_in("sm_90")
 RUNNER = CliRunner()
@@ -55,13 +68,16 @@ class Timer:
         self.forgotten.append(run)
 
 
+REFUSED = {"bad": "wrong: off by one"}
+
+
 class FakeTrials:
     """Candidates that are names, one of which was refused; speeds by the number in the name."""
 
-    refused = {"bad": "wrong: off by one"}
     default = "b2"
 
     def __init__(self, builder, op, call, policy):
+        self.refused = REFUSED
         self.configs = dict.fromkeys(["b3", "b2", "b1", "bad", "b4"])
         if call.x.shape[0] == 2:
             raise RuntimeError("no such luck")
@@ -229,7 +245,7 @@ def test_a_pair_is_tuned_searched_and_compared(measured_pairs, capsys):
     assert row["with_stored"] == ["b1"] * 10
     assert (row["stored"], row["kept"], row["same"]) == ("b1", 10, 10)
     assert row["long_us"] == SPEEDS
-    assert row["refused"] == FakeTrials.refused
+    assert row["refused"] == REFUSED
     assert (row["first_regret"], row["worst_regret"]) == (0.0, 0.0)
     assert len(row["search_seconds"]) == len(row["drifts"]) == 20
     assert [goal.met for goal in goals] == [True] * 4
@@ -245,6 +261,68 @@ def test_a_pair_that_fails_does_not_cost_the_others(measured_pairs, capsys):
     assert [row["empty"] for row in saved["rows"]] == [["b1"]]
     assert "failed: RuntimeError: no such luck" in capsys.readouterr().out
     assert (goals[-1].met, goals[-1].value) == (None, "1 of 2")
+
+
+# -- trials -----------------------------------------------------------------------------------
+
+
+class OnTheCpu:
+    """An executable that computes the reference itself; one with 8 warps gets it wrong."""
+
+    def __init__(self, plan, loaded, tensors, device):
+        self.wrong = plan.launches[0].num_warps == 8
+
+    def into(self, inputs, outputs):
+        outputs[0].copy_(rms_norm.op.reference(*inputs) + self.wrong)
+
+
+class Pool:
+    """Compiles at once, but not for three stages."""
+
+    def submit(self, binary):
+        future = Future()
+        if ("STAGES", ("constexpr", 3)) in binary.classes:
+            future.set_exception(CompileError("it is broken"))
+        else:
+            future.set_result({"cubin": b"code", "shared": 0})
+        return future
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch, tmp_path):
+    """A builder; what needs a card is pretended, what a tune does to check is real."""
+    binary = SimpleNamespace(local_bytes=0, unload=lambda: None)
+    device = torch.device
+    monkeypatch.setattr(trials.torch, "device", lambda *where: device("cpu"))
+    monkeypatch.setattr(trials.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(trials, "allowed_bytes", lambda device, share: 1 << 30)
+    monkeypatch.setattr(Loaded, "load", lambda body, device: binary)
+    for user in (trials, jitd.jit.check):
+        monkeypatch.setattr(user, "Executable", OnTheCpu)
+    store = Store(open_root(tmp_path / "cache"))
+    return builder_of(store, CARD, Settings.read({}), Pool)
+
+
+def test_trials_are_checked_as_a_tune_checks(on_the_cpu):
+    """What does not compile or is wrong is refused with its reason; the rest can be searched, by
+    a runner made anew for each search."""
+    op = rms_norm.op
+    call = op.parse("bench_rms_norm[fp32](4x96)").call
+    only = [c.name for c in op.configs(call, CARD)[0] if c.params["BLOCK"] == 512]
+    with trials.Trials(on_the_cpu, op, call, Policy(), only=only) as tried:
+        assert sorted(tried.configs) == sorted(only)
+        right = [n for n in only if "STAGES=3" not in n and "num_warps=8" not in n]
+        assert tried.valid == right
+        assert all("it is broken" in tried.refused[n] for n in only if "STAGES=3" in n)
+        wrong = next(n for n in only if "STAGES=1, num_warps=8" in n)
+        assert "beyond the bound" in tried.refused[wrong]
+        made = {c.name: c for c in tried.candidates()}
+        assert list(made) == list(tried.configs)
+        assert made[right[0]].build() is not made[right[0]].build()
+        made[right[0]].build()(1)
+        assert tried.verify(made[right[0]], None).ok
+        with pytest.raises(CandidateFailed, match="beyond the bound"):
+            made[wrong].build()
 
 
 # -- triton -----------------------------------------------------------------------------------
@@ -284,6 +362,41 @@ def test_the_ratio_is_of_the_warm_tune():
     assert against_triton.goals(tuned[1:], 48)[0].met is None
 
 
+def test_the_part_tunes_twice_and_asks_triton_once(monkeypatch, tmp_path, capsys):
+    """fp16 starts workers and child, bf16 finds them up, each with an empty cache; what was found
+    is saved although the winners cannot be timed."""
+    machine = Machine(tmp_path, best="rows(BLOCK=2048, STAGES=2, num_warps=4)")
+    machine.close = lambda: None
+    asked, saved = [], {}
+
+    def by_triton(configs, cache):
+        asked.append(len(configs))
+        return against_triton.Tuned(against_triton.TRITON, 1e3, configs[0].name, {})
+
+    monkeypatch.setattr(against_triton, "Isolated", lambda *given, **named: machine)
+    monkeypatch.setattr(against_triton, "CompilePool", lambda jobs: nullcontext(machine.pool))
+    monkeypatch.setattr(against_triton, "SETTLE_S", 0.0)
+    monkeypatch.setattr(against_triton, "_by_triton", by_triton)
+    monkeypatch.setattr(against_triton.torch.cuda, "device", lambda index: nullcontext())
+    (goal,) = against_triton.measure(FAKE_CARD, tune.Options(), saved.update)
+    assert machine.tuned == [
+        "bench_rms_norm[fp16](4096x4096)",
+        "bench_rms_norm[bf16](4096x4096)",
+    ]
+    assert not any(task.known or task.stored or task.seeds for task in machine.tasks)
+    assert asked == [saved["configs"]]
+    assert len(set(machine.pool.compiled)) == 2 * saved["configs"]
+    assert goal.met
+    first, warm, theirs = saved["tuned"]
+    assert first["name"] == against_triton.FIRST
+    assert warm["notes"]["statuses"] == {"timed": saved["configs"]}
+    assert warm["config"] == machine.best
+    assert (theirs["seconds"], theirs["us"]) == (1e3, None)
+    printed = capsys.readouterr().out
+    assert "the winners could not be timed" in printed
+    assert f"{against_triton.WARM}: {saved['configs']} timed" in printed
+
+
 # -- processes --------------------------------------------------------------------------------
 
 SAYS = """
@@ -298,14 +411,18 @@ print(json.dumps({"done_at": time.monotonic(), "stats": counts, "winner": "split
 """
 
 
-def test_processes_are_let_go_together(scripted, tmp_path, monkeypatch):
-    """Real processes wait for the gate; the row has the time from there to the last of them."""
+def test_processes_are_let_go_together(scripted, monkeypatch):
+    """Real processes wait for the gate; a row has the time from there to the last of them."""
     monkeypatch.setattr(together, "CHILD", scripted(SAYS))
-    row = together._round("8 at once", 8, tmp_path / "round")
-    assert (row.tunes, row.compiles, row.reference, len(row.winners)) == (1, 18, 0, 8)
-    assert row.agreed
-    assert 0 < row.seconds < WAIT_S
-    assert len(row.cells()) == len(together.COLUMNS)
+    saved = {}
+    goals = together.measure(CARD, tune.Options(), saved.update)
+    assert [len(row["winners"]) for row in saved["rows"]] == [1, 8, 1]
+    assert all(
+        (row["tunes"], row["compiles"], row["agreed"]) == (1, 18, True) for row in saved["rows"]
+    )
+    assert all(0 < row["seconds"] < WAIT_S for row in saved["rows"])
+    assert [goal.met for goal in goals[1:]] == [True, True]
+    assert len(row(1.0, ["a"]).cells()) == len(together.COLUMNS)
 
 
 def test_a_process_that_does_not_get_ready_is_an_error(scripted, tmp_path, monkeypatch):
@@ -346,8 +463,8 @@ def test_eight_are_held_against_one_alone():
 def test_a_process_that_takes_too_long_is_ended(scripted):
     """And the time that it had is said."""
     child = children.started(scripted("import time\ntime.sleep(600)"), {}, {})
-    with pytest.raises(ChildFailed, match="more than 0.5 s"):
-        children.answer(child, 0.5)
+    with pytest.raises(ChildFailed, match="more than 1 s"):
+        children.answer(child, 1.0)
     assert child.poll() is not None
 
 
@@ -397,17 +514,21 @@ def test_workers_are_measured_without_a_gpu(monkeypatch, tmp_path, capsys):
 # -- warmup -----------------------------------------------------------------------------------
 
 
-def test_a_warmup_is_read_from_its_json(scripted, tmp_path, monkeypatch):
+def test_a_warmup_is_read_from_its_json(scripted, monkeypatch):
     """Signatures by what became of them, and what was compiled."""
     said = {
         "targets": [{"rows": [{"status": "tuned"}, {"status": "tuned"}, {"status": "failed"}]}],
         "stats": {"compiles": 40},
     }
     monkeypatch.setattr(warmup, "MODULE", scripted(f"print({json.dumps(json.dumps(said))})"))
-    seconds, document = warmup._run(tmp_path)
-    found = warmup.row_of("cold", seconds, document)
-    assert found.cells()[2:] == ["2", "0", "1", "40", "0"]
-    assert len(found.cells()) == len(warmup.COLUMNS)
+    saved = {}
+    assert warmup.measure(CARD, tune.Options(), saved.update) == []
+    assert [one["cache"] for one in saved["rows"]] == ["cold", "warm"]
+    assert [(one["tuned"], one["failed"], one["compiles"]) for one in saved["rows"]] == [
+        (2, 1, 40)
+    ] * 2
+    assert saved["said"] == [said, said]
+    assert len(warmup.row_of("cold", 1.0, said).cells()) == len(warmup.COLUMNS)
 
 
 def test_a_warmup_without_json_says_why(scripted, tmp_path, monkeypatch):

@@ -9,13 +9,14 @@ import torch
 from ...autotune.policy import Policy
 from ...autotune.search import Candidate, CandidateFailed, Runnable
 from ...autotune.verify import Verdict
-from ...jit import tune
 from ...jit.build import Builder
+from ...jit.check import Checker, Runner, allowed_bytes
 from ...jit.declare import Config
 from ...jit.errors import CompileError, LaunchError
 from ...jit.launch import Executable, Loaded
 from ...jit.op import Op
 from ...jit.sign import Call
+from ...jit.tune import admitted
 
 COMPILE_S = 300.0
 
@@ -44,21 +45,21 @@ class Trials:
         self._loaded: dict[str, list[Loaded]] = {}
         self._builder = builder
         card = torch.device("cuda", self.device.index)
-        bench = tune._Bench(op, card, tune._allowed_bytes(card, builder.memory_share))
-        bench.fit(self.call, policy.input_sets)
-        self._sets = bench.input_sets(self.call, policy.input_sets)
+        checker = Checker(op, card, allowed_bytes(card, builder.memory_share))
+        checker.fit(self.call, policy.input_sets)
+        self._sets = checker.input_sets(self.call, policy.input_sets)
         default = op.default(self.call, self.device)
         self.default = default.name if default else None
         try:
             for config in self.configs.values():
                 try:
-                    self._admit(config, bench)
+                    self._admit(config, checker)
                 except (CandidateFailed, CompileError, LaunchError) as error:
                     self.refused[config.name] = str(error)
         except BaseException:
             self.close()
             raise
-        bench.clear()
+        checker.clear()
 
     @property
     def valid(self) -> list[str]:
@@ -88,7 +89,7 @@ class Trials:
         """
         plan = self.configs[name].plan(self.call, self.device)
         executable = Executable(plan, self._loaded[name], self.call.tensors, self.device)
-        return tune._Runner(executable, self._sets)
+        return Runner(executable, self._sets)
 
     def candidates(self) -> list[Candidate]:
         """All of them for one search, each built anew there; those that were refused fail."""
@@ -107,19 +108,16 @@ class Trials:
         """The verdict that was found before."""
         return self.verdicts[candidate.name]
 
-    def _admit(self, config: Config, bench: Any) -> None:
+    def _admit(self, config: Config, checker: Checker) -> None:
         """Load and check one. Raises CandidateFailed, CompileError or LaunchError."""
         plan = config.plan(self.call, self.device)
         binaries = self._builder.binaries(self.op, plan, self.call)
         started = [self._builder.artifacts.start(binary) for binary in binaries]
         bodies = [one.result(COMPILE_S) if isinstance(one, Future) else one for one in started]
-        tune._refuse_shared(bodies, self.device)
-        loaded = [Loaded.load(body, self.device) for body in bodies]
+        loaded = admitted(plan, bodies, self.device, seeded=config.name == self.default)
         self._loaded[config.name] = loaded
-        if config.name != self.default:
-            tune._refuse_spills(loaded)
         calls = [self.call, *self._builder.probes(self.op, self.call, config)]
-        verdict = bench.verdict(calls, config, loaded, self.device)
+        verdict = checker.verdict(calls, config, loaded, self.device)
         if not verdict.ok:
             raise CandidateFailed("wrong", verdict.reason)
         self.verdicts[config.name] = verdict
