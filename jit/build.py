@@ -238,6 +238,7 @@ class Builder:
         except DoesNotFit as error:
             return self._tuned_smaller(op, bucket, error)
         except TunerFailed as error:
+            log.warning("%s is not tuned: %s", signature, error)
             raise NotReady("tuner_failed", str(error)) from error
         finally:
             candidates.stop()
@@ -307,6 +308,7 @@ class Builder:
         except DoesNotFit as error:
             raise NotReady("no_memory", f"{op.sign(call)} is not checked: {error}") from error
         except TunerFailed as error:
+            log.warning("%s is not checked: %s", op.sign(call), error)
             raise NotReady("tuner_failed", str(error)) from error
         self.stats.count("checks")
         if not body["ok"]:

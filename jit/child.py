@@ -11,6 +11,7 @@ from typing import Any
 from . import frames
 from .declare import Device
 
+_END_S = 5.0  # from closing its pipe to being gone; the driver tidies up after a fault
 _START_S = 180.0  # importing torch and making a context, on a busy machine
 
 
@@ -81,6 +82,14 @@ class Child:
         """Whether a message waits."""
         assert self.process.stdout
         return bool(select.select([self.process.stdout.fileno()], [], [], 0)[0])
+
+    def ended(self) -> int:
+        """Its exit code, once its end of the pipe is closed or nothing sensible comes from it."""
+        try:
+            return self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
     def kill(self) -> None:
         self.process.kill()

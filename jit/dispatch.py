@@ -27,8 +27,10 @@ log = logging.getLogger("jitd")
 
 MAX_ENTRIES = 4096  # per op; past it the table starts anew, from the store
 
-# Causes that hold for as long as the facts do: the table remembers that the reference answers.
+# Causes that hold for as long as the facts do, and those that cost too much to run into at every
+# call (a tuning process that fails, no memory): the table remembers that the reference answers.
 _LASTING = {"cpu", "unsupported", "empty", "tune_failed", "compile_failed", "wrong"}
+_LASTING |= {"tuner_failed", "no_memory"}
 
 _GUARD = """
 def guard({parameters}):

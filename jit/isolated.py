@@ -125,7 +125,10 @@ class Isolated:
     def start(self) -> None:
         with self._lock:
             if self._child is None:
-                self._child = Child(self.device)
+                try:
+                    self._child = Child(self.device)
+                except OSError as error:  # said and counted when the child is needed
+                    log.debug("no tuning process yet: %s", error)
 
     def close(self) -> None:
         with self._lock:
@@ -275,7 +278,7 @@ class Isolated:
             seconds = self._limit_s(stage)
             raise Died(name, f"hung for {seconds:g} s during {stage}") from None
         except frames.FrameError:
-            code = child.process.wait()
+            code = child.ended()
             raise Died(name, f"crashed its process during {stage} (exit {code})") from None
         except Died:
             answered = False
@@ -297,7 +300,10 @@ class Isolated:
             if self._child is not None and self._child.process.poll() is not None:
                 self.close()
             if self._child is None:
-                self._child = Child(self.device)
+                try:
+                    self._child = Child(self.device)
+                except OSError as error:
+                    raise _NoStart(f"no tuning process could be started: {error}") from error
             if self._child.greeted or self._child.greet():
                 return self._child
             reason = self._child.last_words()

@@ -13,6 +13,7 @@ import pytest
 from fakes import CARD
 from jitd.autotune.policy import Policy
 from jitd.autotune.search import CandidateFailed, Outcome, Timing
+from jitd.jit import child
 from jitd.jit.candidates import Candidates
 from jitd.jit.child import Child
 from jitd.jit.isolated import Isolated, TunerFailed
@@ -52,6 +53,7 @@ def tuner(tmp_path, monkeypatch):
     """`tuner(**script)`: a keeper whose children follow the script; `.log()` has what they did."""
     made = []
     monkeypatch.setattr(Child, "module", "scripted_tuner")
+    monkeypatch.setattr(child, "_END_S", 0.1)
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(HERE)])
@@ -214,6 +216,31 @@ def test_a_child_that_cannot_start_leaves_the_work_to_the_caller(tuner, monkeypa
     keeper.check(OP, CALL, CONFIGS[0], [{"cubin": b"x"}], [])
     assert done == ["tune", "check"]
     assert keeper.stats["in_process:no_start"] == 2
+
+
+def test_a_machine_without_another_process_tunes_in_this_one(tuner, monkeypatch):
+    """Where no process can be started at all (no memory, no pids), start says nothing, and the
+    work is done in process, counted."""
+
+    def refused(*args, **how):
+        raise OSError("Cannot allocate memory")
+
+    keeper = tuner()
+    done = []
+    monkeypatch.setattr(keeper._instead, "tune", lambda *args: done.append("tune"))
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    keeper.start()
+    keeper.tune(task(), candidates(), Watcher())
+    assert done == ["tune"] and keeper.stats["in_process:no_start"] == 1
+
+
+def test_nonsense_from_the_child_is_its_death(tuner):
+    """A child that lives on and sends garbage is killed, not waited for."""
+    keeper, watcher = tuner(b512="garbage"), Watcher()
+    found = keeper.tune(task(), candidates(), watcher)
+    spoiled = [name for name in NAMES if "BLOCK=512" in name]
+    assert all("crashed its process" in watcher.trials[name]["reason"] for name in spoiled)
+    assert found.winner not in spoiled
 
 
 def test_other_code_in_the_child_leaves_the_work_to_the_caller(tuner, monkeypatch):
