@@ -5,18 +5,13 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from . import files
 from .keys import KINDS
 from .paths import open_root
 from .records import MAGIC, Header
+from .scan import DIGEST, QUARANTINED, SHARD, TEMPORARY
 from .store import QUARANTINE, TEMPORARIES, Store
-
-_SHARD: Final = re.compile(r"[0-9a-f]{2}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{40}")
-_TEMPORARY: Final = re.compile(r"[0-9a-f]{40}\.[0-9]+\.[0-9a-f]{16}")
-_QUARANTINED: Final = re.compile(rf"({'|'.join(sorted(KINDS))})-.+-[0-9a-f]{{40}}-[a-z]+")
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,16 @@ def select(
 ) -> list[Header]:
     """The headers of the records that meet every condition given; of all records without any.
 
-    `op` and `ops` add up. `older_than_s` counts from the last use, not from the making.
+    `op` and `ops` add up. `older_than_s` counts from the last use, not from the making. Records
+    behind the root are left out: they are not the store's to remove.
     """
     wanted = None if op is None and ops is None else {*(ops or ()), *([op] if op else ())}
     before = None if older_than_s is None else time.time() - older_than_s
     return [
         header
         for header in _listed(store, wanted, kinds)
-        if (before is None or header.last_used < before)
+        if header.tier == 0
+        and (before is None or header.last_used < before)
         and (predicate is None or predicate(header))
     ]
 
@@ -73,14 +70,14 @@ def clear_all(store: Store, *, dry_run: bool = False) -> Cleared:
     """
     open_root(store.root, create=False)
     cleared: list[int] = []
-    for folder, pattern in ((TEMPORARIES, _TEMPORARY), (QUARANTINE, _QUARANTINED)):
+    for folder, pattern in ((TEMPORARIES, TEMPORARY), (QUARANTINE, QUARANTINED)):
         cleared += _clear_folder(store, folder, pattern, None, dry_run)
     for kind in sorted(KINDS):
         for op in store.names_in(kind, only_folders=True):
             for shard in store.names_in(kind, op, only_folders=True):
-                if _SHARD.fullmatch(shard):
+                if SHARD.fullmatch(shard):
                     cleared += _clear_folder(
-                        store, f"{kind}/{op}/{shard}", _DIGEST, _begins_like_record, dry_run
+                        store, f"{kind}/{op}/{shard}", DIGEST, _begins_like_record, dry_run
                     )
     return Cleared(len(cleared), sum(cleared))
 

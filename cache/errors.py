@@ -51,6 +51,25 @@ class BadRecord(CacheError):
         return f"bad record ({self.cause}): {self.detail}"
 
 
+class BadBundle(CacheError):
+    """A bundle was refused, whole: nothing of it was imported. `reason` says why."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"bundle refused: {self.path}: {self.reason}. Nothing was read from it or written to "
+            f"it. Allowed is a regular file that `jitctl export` made, unchanged."
+        )
+
+
+class KeyRefused(CacheError):
+    """A file with a key for signatures cannot be used; the message gives the reason."""
+
+
 class LockTimeout(CacheError):
     """Somebody else kept a lock for longer than the caller wanted to wait."""
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import isnan
+from reprlib import repr as shown  # of bounded size and depth, for what a file claims to be
 from typing import Final, TypeAlias, Union
 
 import msgpack
@@ -60,29 +61,52 @@ class Key:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise BadValue(f"kind of a key: {self.kind!r}. Allowed: {', '.join(sorted(KINDS))}.")
+            allowed = ", ".join(sorted(KINDS))
+            raise BadValue(f"kind of a key: {shown(self.kind)}. Allowed: {allowed}.")
         if not isinstance(self.op, str) or _NAME.fullmatch(self.op) is None:
             raise BadValue(
-                f"op of a key: {self.op!r}. Allowed: [a-z0-9_.-], 100 at most, first no '.' or '-'."
+                f"op of a key: {shown(self.op)}. Allowed: [a-z0-9_.-], 100 at most, first no "
+                f"'.' or '-'."
             )
         names = [name for name, _ in self.parts]
         if not all(type(name) is str and name for name in names) or len(set(names)) < len(names):
             raise BadValue(
-                f"part names of a key: {names!r}. Allowed: strings that differ, none empty."
+                f"part names of a key: {shown(names)}. Allowed: strings that differ, none empty."
             )
         for name, value in self.parts:
-            if not (_is_unicode(name) and _is_value(value, MAX_DEPTH)):
+            if not (_is_unicode(name) and _are_values((value,), MAX_DEPTH)):
                 raise BadValue(
-                    f"part {name!r} of a key: {value!r} ({type(value).__name__}). Allowed: None, "
-                    f"bool, int of 64 bits, float but nan, str, bytes, and tuples of them, "
-                    f"{MAX_DEPTH} deep at most."
+                    f"part {shown(name)} of a key: {shown(value)} ({type(value).__name__}). "
+                    f"Allowed: None, bool, int of 64 bits, float but nan, str, bytes, and tuples "
+                    f"of them, {MAX_DEPTH} deep at most."
                 )
-        object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: part[0])))
+        if names != sorted(names):
+            object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: part[0])))
 
     @classmethod
     def of(cls, kind: str, op: str, /, **parts: Value) -> "Key":
         """The key with these parts: `Key.of("winner", "silu", dtype="bf16", shape=(1, 1024))`."""
         return cls(kind, op, tuple(parts.items()))
+
+    @classmethod
+    def unpacked(cls, kind: str, op: str, parts: tuple[tuple[str, Value], ...]) -> "Key":
+        """The key with parts that msgpack gave, quickly: a cache of 100,000 is listed in seconds.
+
+        msgpack gives exact types, so of equal tuples all are values or none is, and those that many
+        keys share are looked at once. Whatever is not plainly right is left to the constructor.
+        """
+        names = [name for name, _ in parts]
+        if (
+            kind not in KINDS
+            or _NAME.fullmatch(op) is None
+            or not all(type(name) is str and name and name.isascii() for name in names)
+            or names != sorted(set(names))
+            or not all(_is_plain(value) for _, value in parts)
+        ):
+            return cls(kind, op, parts)
+        key = object.__new__(cls)
+        key.__dict__.update(kind=kind, op=op, parts=parts)
+        return key
 
     @cached_property
     def digest(self) -> str:
@@ -138,24 +162,48 @@ def _packed(value: object) -> bytes:
     return data
 
 
-def _is_value(value: object, depth: int) -> bool:
-    """Whether `value` is a Value, nested at most `depth` deep, whose digest is stable.
+def _are_values(values: tuple[object, ...], depth: int) -> bool:
+    """Whether `values` are Values, nested at most `depth` deep, whose digests are stable.
 
     Exact types only: a subclass (an IntEnum, say) would come back from disk as its base class.
-    No nan: it equals nothing, so nobody could tell two such keys apart.
+    No nan: it equals nothing, so nobody could tell two such keys apart. A loop, and one call per
+    tuple: listing a cache spends a good part of its time here.
     """
-    if type(value) is tuple:
-        return depth > 0 and all(_is_value(item, depth - 1) for item in value)
-    if type(value) is int:
-        return -(2**63) <= value < 2**64
-    if type(value) is float:
-        return not isnan(value)
+    for value in values:
+        if type(value) is str:
+            good = _is_unicode(value)
+        elif type(value) is tuple:
+            good = depth > 0 and _are_values(value, depth - 1)
+        elif type(value) is int:
+            good = -(2**63) <= value < 2**64
+        elif type(value) is float:
+            good = not isnan(value)
+        else:
+            good = value is None or type(value) in (bool, bytes)
+        if not good:
+            return False
+    return True
+
+
+def _is_plain(value: object) -> bool:
     if type(value) is str:
-        return _is_unicode(value)
-    return value is None or type(value) in (bool, bytes)
+        return value.isascii()
+    if type(value) is tuple:
+        try:
+            return _is_plain_tuple(value)
+        except (TypeError, RecursionError):  # a map or a list has no hash; or it is too deep
+            return False
+    return type(value) in (int, bool, bytes) or value is None
+
+
+@lru_cache(maxsize=1024)
+def _is_plain_tuple(value: tuple[object, ...]) -> bool:
+    return _are_values((value,), MAX_DEPTH)
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, as from os.fsdecode

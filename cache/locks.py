@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import LockOrderError, LockTimeout, LockUnavailable
+from .files import make_private
 from .keys import Key
 
 FOLDER: Final = "locks"
@@ -119,7 +120,7 @@ class KeyLocks:
         from filelock import FileLock, SoftFileLock, Timeout  # noqa: PLC0415 - 35 ms, on a miss only
 
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            make_private(path.parent)
             # fallback_to_soft came with filelock 3.30. Older ones ignore the argument: 3.24 to 3.29
             # turn soft by themselves, which is refused below (a soft lock is a file that survives
             # kill -9), and before 3.24 they raise NotImplementedError. 3.30 is also the first whose

@@ -16,7 +16,7 @@ MARKER: Final = ".jitd-cache"
 LAYOUT_VERSION: Final = 1
 _MARKER_TEXT: Final = f"jitd cache, layout {LAYOUT_VERSION}\n"
 
-_TAG: Final = "CACHEDIR.TAG"
+TAG: Final = "CACHEDIR.TAG"
 _TAG_TEXT: Final = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # This folder is a cache made by jitd: backups may leave it out (https://bford.info/cachedir/).
@@ -58,11 +58,12 @@ def open_root(path: str | os.PathLike[str], *, create: bool = True) -> Path:
             raise _refused(root, f"it has no {MARKER} file", "Name a folder that jitd made.")
         _refuse_occupied(root)
         _write_new(root / MARKER, _MARKER_TEXT)
-        _write_new(root / _TAG, _TAG_TEXT)
+        _write_new(root / TAG, _TAG_TEXT)
     except OSError as error:
-        raise _refused(
-            given, f"{error.strerror}: {error.filename}", "Name a folder that you can write."
-        ) from error
+        remedy = "Name a folder that you can write."
+        if not create:
+            remedy = "Name one that you can read; another user's: run chmod -R go=rX there, as it."
+        raise _refused(given, f"{error.strerror}: {error.filename}", remedy) from error
     return root
 
 
@@ -117,7 +118,7 @@ def _make_folders(path: Path) -> None:
 
 
 def _refuse_unsafe(root: Path) -> None:
-    status, above = root.stat(), root.parent.stat()
+    status = root.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise _refused(root, "it is not a folder", "Name a folder.")
     if not _is_trusted(status.st_uid):
@@ -125,9 +126,11 @@ def _refuse_unsafe(root: Path) -> None:
     if status.st_mode & 0o022:
         reason = f"others may write it (mode {stat.S_IMODE(status.st_mode):04o})"
         raise _refused(root, reason, f"Check what is in it, then run: chmod go-w {root}")
-    if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
-        reason = f"anybody may replace it (mode {stat.S_IMODE(above.st_mode):04o} of {root.parent})"
-        raise _refused(root, reason, f"Run: chmod o-w {root.parent}")
+    for above in root.parents:
+        mode = stat.S_IMODE(above.stat().st_mode)
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            reason = f"anybody may replace it (mode {mode:04o} of {above})"
+            raise _refused(root, reason, f"Run: chmod o-w {above}")
 
 
 def _is_marked(root: Path) -> bool:
@@ -149,7 +152,7 @@ def _is_marked(root: Path) -> bool:
 def _refuse_occupied(root: Path) -> None:
     # A marker in the making (of another process that opens the same new folder) does not count.
     foreign = sorted(
-        entry.name for entry in root.iterdir() if not entry.name.startswith((MARKER, _TAG))
+        entry.name for entry in root.iterdir() if not entry.name.startswith((MARKER, TAG))
     )
     if foreign:
         reason = f"it is not empty and has no {MARKER} file (it holds {foreign[0]!r})"

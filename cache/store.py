@@ -3,25 +3,28 @@
 Guarantees: a record that is returned is whole and is the one filed under its key. A record appears
 at once or not at all; readers take no lock, and of two writers one wins entirely. Any fault of what
 is read is a miss, counted, logged once and moved aside. The folder may be moved, copied or mounted:
-nothing in it knows its place.
+nothing in it knows its place. Folders behind the root are read where it has nothing, and never
+written, stamped or tidied.
 
 Not guaranteed: that a record survives (another process may evict it between any two calls), or that
 the last rename before a power cut is seen after it.
 """
 
 import errno
+import heapq
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from . import files
+from . import files, scan
 from .errors import BadRecord, CacheWriteError
 from .keys import KINDS, Key
 from .records import (
@@ -40,7 +43,10 @@ QUARANTINE: Final = "quarantine"
 MAX_QUARANTINED: Final = 64
 
 _HEADER_GUESS_BYTES: Final = 4096  # one read gets frame and header of nearly every record
-_GONE: Final = (errno.ENOENT, errno.ESTALE)
+_PUT_ATTEMPTS: Final = 3
+# Another process cleared the folder between two of our steps, or a network file system is out of
+# step with its server: the same again, from the start, may well succeed.
+_PUT_AGAIN: Final = (errno.ENOENT, errno.ESTALE, errno.EBUSY, errno.EINTR, errno.EEXIST)
 
 # One lock for all stores, which a fork waits for: a child would find a lock that another thread of
 # its parent held, and nobody to release it.
@@ -55,23 +61,36 @@ os.register_at_fork(
 class Store:
     """The records below `root`, a folder that `paths.open_root` returned.
 
-    Any number of threads may share one. `counters` counts `hits`, `misses` and `puts`,
-    `bad:<cause>` for each record that was refused and `unreadable:<errno>` for each file that could
-    not be read.
+    `behind` are further such folders, read-only, that are searched in order for what the root does
+    not have, or not intact: what is found in one hides what is in those after it. `tiers` are all.
+    Only the root is ever changed: removing a record shows again what it hid.
+
+    Any number of threads may share one. `counters` counts `hits` (of them `hits_behind`), `misses`
+    and `puts`, `bad:<cause>` for each record that was refused and `unreadable:<errno>` for each
+    file that could not be read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, behind: Sequence[Path] = ()) -> None:
         self.root = root
+        self.tiers: Final = (root, *behind)
         self.counters: Counter[str] = Counter()
-        self._reported: set[str] = set()
+        self._reported: set[Path] = set()
+        self.after_put: Callable[[int], object] = _nothing
+        """Told the size of each record that was put; keeps the cache within bounds (`evict`)."""
 
     def __repr__(self) -> str:
         count = self.counters
         bad = sum(n for name, n in count.items() if name.startswith(("bad:", "unreadable:")))
+        behind = f" and {len(self.tiers) - 1} behind it" if len(self.tiers) > 1 else ""
         return (
-            f"<Store at {self.root}: {count['hits']} hits, {count['misses']} misses, "
+            f"<Store at {self.root}{behind}: {count['hits']} hits, {count['misses']} misses, "
             f"{count['puts']} puts, {bad} bad files>"
         )
+
+    def snapshot(self) -> dict[str, int]:
+        """The counters as they are now."""
+        with _COUNTING:
+            return dict(self.counters)
 
     def get(self, key: Key) -> Record | None:
         """The record filed under `key`, or None. A hit renews its stamp of last use.
@@ -80,6 +99,8 @@ class Store:
         """
         record = self._read(key, renew=True)
         self._count("misses" if record is None else "hits")
+        if record is not None and record.header.tier:
+            self._count("hits_behind")
         return record
 
     def has(self, key: Key) -> bool:
@@ -109,10 +130,11 @@ class Store:
         except OSError as error:
             raise _write_error(self.root / key.path, error) from error
         self._count("puts")
+        self.after_put(len(data))
         return decode(data, key)
 
     def delete(self, key: Key) -> bool:
-        """Remove the file of `key`, whatever is in it; whether there was one."""
+        """Remove the root's file of `key`, whatever is in it; whether there was one."""
         return self.remove_file(key.path) is not None
 
     def headers(self, kind: str | None = None, op: str | None = None) -> Iterator[Header]:
@@ -120,14 +142,29 @@ class Store:
 
         Reads no body and renews no stamp. What cannot be read is counted, logged once and left out.
         """
-        for one_kind in sorted(KINDS) if kind is None else [kind]:
-            ops = self.names_in(one_kind, only_folders=True) if op is None else [op]
-            for one_op in ops:
-                for shard in self.names_in(one_kind, one_op, only_folders=True):
-                    for name in self.names_in(one_kind, one_op, shard):
-                        header = self._read_header(f"{one_kind}/{one_op}/{shard}/{name}")
-                        if header is not None:
-                            yield header
+        kinds = KINDS if kind is None else [kind]
+        walks = [self._headers_at(tier, kinds, op) for tier in range(len(self.tiers))]
+        last = ""
+        for path, header in walks[0] if len(walks) == 1 else heapq.merge(*walks, key=_by_path):
+            if path != last:  # a record in an earlier tier hides it
+                last = path
+                yield header
+
+    def _headers_at(
+        self, tier: int, kinds: Collection[str], op: str | None
+    ) -> Iterator[tuple[str, Header]]:
+        root = self.tiers[tier]
+
+        def note(relative: str, error: OSError) -> None:
+            self._note_unreadable(root / relative, error)
+
+        for relative, found in scan.headers(root, kinds, op, note):
+            if isinstance(found, Header):
+                yield relative, replace(found, tier=tier) if tier else found
+            elif isinstance(found, BadRecord):
+                self._note_bad(root / relative, found)
+            else:
+                note(relative, found)
 
     def record_for(self, header: Header) -> Record | None:
         """The whole record of a listed header, or None. Counts neither hit nor miss, no stamp."""
@@ -136,11 +173,13 @@ class Store:
     def remove(self, header: Header) -> int | None:
         """Remove a listed record: the bytes freed, or None if it is gone or was replaced since.
 
-        Only ever removes the regular file that was listed, and follows no link on the way.
+        Only ever removes the regular file that was listed, and follows no link on the way. What
+        lies behind the root stays.
         """
+        if header.tier:
+            return None
         return self.remove_file(
-            header.path,
-            lambda status, _: (status.st_ino, status.st_size) == (header.inode, header.file_bytes),
+            header.path, lambda status, descriptor: _is_listed(header, status, descriptor)
         )
 
     def remove_file(
@@ -148,7 +187,7 @@ class Store:
     ) -> int | None:
         """Remove one regular file below the root, like `files.remove`; raises CacheWriteError."""
         try:
-            return files.remove(self.root, relative, accept)
+            return files.fresh(lambda: files.remove(self.root, relative, accept))
         except OSError as error:
             raise _write_error(self.root / relative, error) from error
 
@@ -165,50 +204,54 @@ class Store:
 
     def names_in(self, *names: str, only_folders: bool = False) -> list[str]:
         """What is in a folder below the root, sorted; one that cannot be read counts as empty."""
+        return self._names_at(self.root, *names, only_folders=only_folders)
+
+    def _names(self, *names: str, only_folders: bool = False) -> list[str]:
+        """`names_in` of all tiers."""
+        found = [self._names_at(tier, *names, only_folders=only_folders) for tier in self.tiers]
+        return found[0] if len(found) == 1 else sorted(set().union(*found))
+
+    def _names_at(self, root: Path, *names: str, only_folders: bool) -> list[str]:
         try:
-            return files.names_in(self.root, *names, only_folders=only_folders)
+            return files.fresh(lambda: files.names_in(root, *names, only_folders=only_folders))
         except OSError as error:
-            self._note_unreadable("/".join(names), error)
+            self._note_unreadable(root.joinpath(*names), error)
             return []
 
     def _read(self, key: Key, *, renew: bool) -> Record | None:
-        status = None
-        try:
-            with files.opened(self.root / key.path) as (descriptor, status):
-                data = files.read_up_to(descriptor, FRAME_BYTES)
-                # One byte more than there should be, to notice a file that is too long.
-                data += files.read_up_to(descriptor, decode_frame(data).file_bytes + 1 - len(data))
-                record = decode(data, key)
-                if renew:
-                    files.stamp(descriptor, status)
-        except OSError as error:
-            self._note_unreadable(key.path, error)
-            return None
-        except BadRecord as error:
-            self._note_bad(key.path, error)
+        for tier, root in enumerate(self.tiers):
+            path = root / key.path
+            try:
+                record, status = files.fresh(partial(_record_at, path, key, tier, renew))
+            except OSError as error:
+                self._note_unreadable(path, error)
+                continue
+            if isinstance(record, Record):
+                return record
+            self._note_bad(path, record)
             # Another version's record is not broken; the next put replaces it.
-            if status is not None and error.cause != "version":
-                self._quarantine(key, error, status)
-            return None
-        return Record(_located(record.header, status), record.body)
+            if tier == 0 and record.cause != "version":
+                self._quarantine(key, record, status)
+        return None
 
     def _read_header(self, relative: str, key: Key | None = None) -> Header | None:
-        try:
-            with files.opened(self.root / relative) as (descriptor, status):
-                return _located(_header_at(descriptor, status, relative, key), status)
-        except OSError as error:
-            self._note_unreadable(relative, error)
-        except BadRecord as error:
-            self._note_bad(relative, error)
+        for tier, root in enumerate(self.tiers):
+            path = root / relative
+            try:
+                return files.fresh(partial(_header_at, path, relative, tier, key))
+            except OSError as error:
+                self._note_unreadable(path, error)
+            except BadRecord as error:
+                self._note_bad(path, error)
         return None
 
     def _write(self, relative: str, data: bytes) -> None:
-        for attempt in range(3):
+        for attempt in range(1, _PUT_ATTEMPTS + 1):
             try:
                 files.write_whole(self.root, relative, data, TEMPORARIES)
-            except FileNotFoundError:
-                # A process that clears the cache took the folder away between two of our steps.
-                if attempt == 2 or not self.root.is_dir():
+            except OSError as error:
+                lasting = error.errno not in _PUT_AGAIN or not self.root.is_dir()
+                if lasting or attempt == _PUT_ATTEMPTS:
                     raise
             else:
                 return
@@ -216,16 +259,19 @@ class Store:
     def _quarantine(self, key: Key, error: BadRecord, status: os.stat_result) -> None:
         """Move a bad file out of the way, for whoever wants to know what happened to it.
 
-        Best effort. A good record that is put between our read and this rename may be moved too:
-        that costs a miss.
+        Best effort. A good record that is put between our read and this rename is put back.
         """
         path = self.root / key.path
         aside = self.root / QUARANTINE / f"{key.kind}-{key.op}-{key.digest}-{error.cause}"
         try:
-            if path.lstat().st_ino != status.st_ino:
+            if not _is_same(path.lstat(), status):
                 return
-            aside.parent.mkdir(mode=0o700, exist_ok=True)
+            files.make_private(aside.parent)
             path.replace(aside)
+            if not _is_same(aside.lstat(), status):
+                with suppress(FileExistsError):  # an even later one
+                    os.link(aside, path)
+                aside.unlink()
             self._trim_quarantine()
         except OSError as failure:
             LOGGER.debug("cannot move %s aside: %s", path, failure)
@@ -239,34 +285,76 @@ class Store:
         for _, name in sorted(ages)[: max(0, len(ages) - MAX_QUARANTINED)]:
             files.remove(self.root, f"{QUARANTINE}/{name}")
 
-    def _note_bad(self, relative: str, error: BadRecord) -> None:
+    def _note_bad(self, path: Path, error: BadRecord) -> None:
         self._count(f"bad:{error.cause}")
-        self._report(relative, str(error))
+        self._report(path, str(error))
 
-    def _note_unreadable(self, relative: str, error: OSError) -> None:
-        if error.errno not in _GONE:
+    def _note_unreadable(self, path: Path, error: OSError) -> None:
+        if error.errno != errno.ENOENT:
             self._count(f"unreadable:{_errno_name(error)}")
-            self._report(relative, f"cannot be read: {_errno_name(error)}, {error.strerror}")
+            self._report(path, f"cannot be read: {_errno_name(error)}, {error.strerror}")
 
-    def _report(self, relative: str, what: str) -> None:
+    def _report(self, path: Path, what: str) -> None:
         with _COUNTING:
-            if relative in self._reported:
+            if path in self._reported:
                 return
-            self._reported.add(relative)
-        LOGGER.warning("%s: %s; treated as a miss", self.root / relative, what)
+            self._reported.add(path)
+        LOGGER.warning("%s: %s; treated as a miss", path, what)
 
     def _count(self, name: str) -> None:
         with _COUNTING:
             self.counters[name] += 1
 
 
-def _header_at(descriptor: int, status: os.stat_result, relative: str, key: Key | None) -> Header:
+def _record_at(
+    path: Path, key: Key, tier: int, renew: bool
+) -> tuple[Record | BadRecord, os.stat_result]:
+    """What a file holds for `key`, or why not, and the status of the file that was read."""
+    with files.opened(path) as (descriptor, status):
+        try:
+            data = files.read_up_to(descriptor, FRAME_BYTES)
+            # No more than there is, whatever the frame claims; and one byte more than there should
+            # be, to notice a file that is too long.
+            wanted = min(decode_frame(data).file_bytes, status.st_size) + 1
+            record = decode(data + files.read_up_to(descriptor, wanted - len(data)), key)
+        except BadRecord as error:
+            return error, status
+        if renew and tier == 0:
+            files.stamp(descriptor, status)
+        return Record(_located(record.header, status, tier), record.body), status
+
+
+def _is_listed(header: Header, status: os.stat_result, descriptor: int) -> bool:
+    """Whether an open file is still the record that was listed."""
+    if (status.st_ino, status.st_size) != (header.inode, header.file_bytes):
+        return False
+    try:  # the inode alone says little: ext4 gives the number of a replaced file to the next one
+        found = _header_in(descriptor, status, header.path, header.key)
+    except BadRecord:
+        return False
+    return found.created == header.created
+
+
+def _header_at(path: Path, relative: str, tier: int, key: Key | None) -> Header:
+    with files.opened(path) as (descriptor, status):
+        return _located(_header_in(descriptor, status, relative, key), status, tier)
+
+
+def _header_in(descriptor: int, status: os.stat_result, relative: str, key: Key | None) -> Header:
     data = files.read_up_to(descriptor, _HEADER_GUESS_BYTES)
     missing = FRAME_BYTES + decode_frame(data).header_bytes - len(data)
     header = decode_header(data + files.read_up_to(descriptor, missing), status.st_size, key)
     if header.path != relative:
         raise BadRecord("key", f"the record of {header.path}")
     return header
+
+
+def _by_path(found: tuple[str, Header]) -> list[str]:
+    return found[0].split("/")
+
+
+def _nothing(_size: int) -> None:
+    """What happens after a put where nobody keeps bounds."""
 
 
 def _write_error(path: Path, error: OSError) -> CacheWriteError:
@@ -282,5 +370,10 @@ def _errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, "unknown")
 
 
-def _located(header: Header, status: os.stat_result) -> Header:
-    return replace(header, last_used=status.st_mtime, inode=status.st_ino)
+def _located(header: Header, status: os.stat_result, tier: int) -> Header:
+    return replace(header, last_used=status.st_mtime, inode=status.st_ino, tier=tier)
+
+
+def _is_same(a: os.stat_result, b: os.stat_result) -> bool:
+    """Whether two looks at a path saw the same file: inode numbers alone are used again."""
+    return os.path.samestat(a, b) and (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)

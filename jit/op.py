@@ -197,16 +197,27 @@ class Op:
         return None
 
     def config(self, variant: str, params: Mapping[str, Any]) -> Config | None:
-        """The config of a stored winner, or None if the op no longer has it."""
+        """The config of a stored winner, or None if the op no longer has it.
+
+        Only ever one of the space: a record cannot name a BLOCK that nobody declared.
+        """
         for known in self.variants:
             axes = known.space.axes
-            if known.name == variant and set(axes) == set(params):
+            if known.name == variant and set(axes) == set(params) and _declared(axes, params):
                 return Config(known, {name: params[name] for name in axes})
         return None
 
     @cached_property
     def reference_digest(self) -> str:
         return function_source(self.reference.__module__, self.reference.__name__).digest
+
+
+def _declared(axes: Mapping[str, Sequence[Any]], params: Mapping[str, Any]) -> bool:
+    """Whether each parameter has a value of its axis; 1, 1.0 and True are three values."""
+    return all(
+        any(type(value) is type(params[name]) and value == params[name] for value in values)
+        for name, values in axes.items()
+    )
 
 
 def op(

@@ -5,9 +5,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ..cache import counters
+from ..cache.evict import Bounds, Keeper
 from ..cache.locks import KeyLocks
 from ..cache.paths import default_root, open_root
 from ..cache.store import Store
+from ..cache.tiers import store_over
 from . import device as devices
 from .build import Builder
 from .compile import CompilePool, shared_pool
@@ -38,10 +41,11 @@ class Runtime:
 
     @property
     def store(self) -> Store:
-        """The cache, opened. Raises CacheFolderError if it must not be used."""
+        """The cache and those behind it, opened. Raises CacheFolderError if it must not be used."""
         with self._lock:
             if self._store is None:
-                self._store = Store(open_root(self.cache_dir))
+                self._store = store_over(Store, open_root(self.cache_dir), self.settings.cache_path)
+                keep(self._store, self.settings, self.stats)
                 keep_digests_in(self._store)
             return self._store
 
@@ -61,6 +65,13 @@ class Runtime:
 
     def pool(self) -> CompilePool:
         return shared_pool(self.settings.jobs, self.settings.compile_timeout_s)
+
+
+def keep(store: Store, settings: Settings, stats: Stats = STATS) -> None:
+    """Have a store kept within the settings' bounds, and this process's counts added to it."""
+    bounds = Bounds(settings.cache_max_bytes, settings.cache_max_files)
+    store.after_put = Keeper(store, bounds).note
+    counters.keep(counters.Tally(store.root, store.snapshot, stats.snapshot))
 
 
 def builder_of(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..cache import evict
 from .errors import JitdError
 
 Mode = Literal["tune", "background", "replay", "strict", "off"]
@@ -42,10 +43,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> int:
+    return _positive(str(evict.bytes_of(text)))
+
+
 def _share(text: str) -> float:
     if not 0 < float(text) <= 1:
         raise ValueError("allowed are numbers above 0 and up to 1")
     return float(text)
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    return tuple(Path(folder) for folder in text.split(os.pathsep) if folder)
+
+
+def _text(value: Any) -> str:
+    """A value as it would be written into the environment."""
+    return os.pathsep.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,18 @@ class Settings:
 
     cache_dir: Path | None = _setting(
         "JITD_CACHE_DIR", None, Path, "cache folder; default: the user's cache folder / jitd"
+    )
+    cache_path: tuple[Path, ...] = _setting(
+        "JITD_CACHE_PATH",
+        (),
+        _folders,
+        "read-only caches to search after JITD_CACHE_DIR, in this order: FOLDER:FOLDER",
+    )
+    cache_max_bytes: int = _setting(
+        "JITD_CACHE_MAX_BYTES", evict.MAX_BYTES, _size, "how large the cache may get: 500M, 4G"
+    )
+    cache_max_files: int = _setting(
+        "JITD_CACHE_MAX_FILES", evict.MAX_FILES, _positive, "how many files the cache may hold"
     )
     mode: Mode = _setting("JITD_MODE", "tune", _mode, f"what a miss does: {', '.join(MODES)}")
     interpret: bool = _setting(
@@ -98,7 +124,7 @@ class Settings:
                 raise SettingError(f"no setting {name!r}; there are {', '.join(known)}.")
             try:
                 if value is not None and not isinstance(value, bool):
-                    changes[name] = known[name]["parse"](str(value))
+                    changes[name] = known[name]["parse"](_text(value))
             except ValueError as error:
                 raise SettingError(f"{name}={value!r}: {error}.") from error
         return replace(self, **changes)
@@ -110,4 +136,4 @@ def table(environ: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str, s
     for item in fields(Settings):
         variable = item.metadata["variable"]
         origin = "environment" if variable in environ else "default"
-        yield variable, str(getattr(settings, item.name)), origin, item.metadata["meaning"]
+        yield variable, _text(getattr(settings, item.name)), origin, item.metadata["meaning"]

@@ -23,18 +23,23 @@ class Shelf:
         self._unsaved: dict[str, Body] = {}
 
     def get(self, key: Key) -> Body | None:
+        unsaved = self._unsaved.get(key.digest)  # newer than what it could not replace
+        if unsaved is not None:
+            return unsaved
         record = self.store.get(key)
-        return self._unsaved.get(key.digest) if record is None else record.body
+        return None if record is None else record.body
 
     def put(self, key: Key, body: Body, label: str, meta: Body) -> Body:
         try:
-            return self.store.put(key, body, label=label, meta=meta).body
+            record = self.store.put(key, body, label=label, meta=meta)
         except CacheWriteError as error:
             if not self.stats["put_failed"]:
                 log.warning("the cache cannot be written, this process keeps its own: %s", error)
             self.stats.count("put_failed")
             self._unsaved[key.digest] = body
             return body
+        self._unsaved.pop(key.digest, None)
+        return record.body
 
     def drop(self, key: Key) -> None:
         """Forget what is filed under a key."""

@@ -8,6 +8,7 @@ def test_importing_the_store_imports_nothing_heavy() -> None:
     """A process that only reads the cache pays for none of the libraries that writing needs."""
     code = (
         "import sys, jitd.cache.store, jitd.cache.locks, jitd.cache.paths, jitd.cache.clear\n"
+        "import jitd.cache.tiers\n"
         "print(*sys.modules)"
     )
     done = subprocess.run(

@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -215,6 +217,50 @@ def test_an_unusable_lock_folder_is_told(root: Path) -> None:
     (root / "locks").write_text("")
     with pytest.raises(LockUnavailable, match="locks"), KeyLocks(root, timeout_s=0).hold(KEY):
         pass
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EMFILE, errno.EIO, errno.ESTALE],
+    ids=lambda number: errno.errorcode[number],
+)
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_lock_that_the_system_refuses_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """A read-only folder, a full disk, no descriptor left: LockUnavailable at once, no waiting."""
+    from filelock import FileLock  # noqa: PLC0415, F401  (its import opens files)
+
+    def failing(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(LockUnavailable), KeyLocks(root, timeout_s=5).hold(KEY):
+            pass
+    with KeyLocks(root, timeout_s=0).hold(KEY):
+        pass
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("gone", ["locks", "."])
+def test_a_lock_folder_that_goes_away_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Nobody waits for ever where the folder, or the whole cache, is removed meanwhile."""
+    real, went = os.open, []
+
+    def late(path: Any, *arguments: int, **options: int) -> int:
+        if Path(os.fsdecode(path)).parent == root / "locks" and not went:
+            went.append(gone)
+            shutil.rmtree(root / gone)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(LockUnavailable, match="No such file"), KeyLocks(root).hold(KEY):
+        pass
+    assert went
+    assert root.exists() == (gone == "locks")
 
 
 def test_the_number_of_lock_files_is_fixed(root: Path) -> None:

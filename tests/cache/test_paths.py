@@ -75,6 +75,14 @@ def test_a_folder_that_others_may_replace_is_refused(tmp_path: Path) -> None:
     open_root(tmp_path / "open" / "cache")
 
 
+def test_the_whole_way_is_looked_at(tmp_path: Path) -> None:
+    """A folder far above that all may write is as bad: whoever renames one can put theirs there."""
+    open_root(tmp_path / "open" / "mine" / "cache")
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(CacheFolderError, match=rf"replace it .*chmod o-w {tmp_path / 'open'}$"):
+        open_root(tmp_path / "open" / "mine" / "cache")
+
+
 def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
     """A file, a missing folder, an unmarked one and a dangling link each give their reason."""
     (tmp_path / "file").write_text("")

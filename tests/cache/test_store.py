@@ -6,6 +6,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,10 @@ def test_a_put_replaces(store: Store, key: Key) -> None:
     assert [*(store.root / "tmp").iterdir()] == []
 
 
-def test_records_are_private(store: Store, key: Key) -> None:
-    """Files are 0600 and folders 0700 under the loosest umask."""
-    previous = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_records_are_private(store: Store, key: Key, umask: int) -> None:
+    """Files are 0600 and folders 0700 under the loosest and the strictest umask."""
+    previous = os.umask(umask)
     try:
         store.put(key, {})
     finally:
@@ -135,6 +137,18 @@ def test_a_record_replaced_since_listing_stays(store: Store, key: Key) -> None:
     [header] = store.headers()
     store.put(key, {"n": 2})
     assert store.remove(header) is None
+    assert store.has(key)
+
+
+def test_a_record_in_the_same_inode_stays(store: Store, key: Key) -> None:
+    """A record of the same size is spared even if the file system gave it the inode of the one
+    that was listed, as ext4 does with every second put."""
+    store.put(key, {"n": 1})
+    [listed] = store.headers()
+    store.put(key, {"n": 2})
+    [replaced] = store.headers()
+    assert listed.file_bytes == replaced.file_bytes
+    assert store.remove(replace(listed, inode=replaced.inode)) is None
     assert store.has(key)
 
 

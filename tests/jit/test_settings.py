@@ -5,6 +5,9 @@ from pathlib import Path
 
 import jitd
 import pytest
+from jitd.cache.keys import Key
+from jitd.cache.paths import open_root
+from jitd.cache.store import Store
 from jitd.jit import runtime
 from jitd.jit.settings import MODES, SettingError, Settings, table
 
@@ -82,3 +85,25 @@ def test_a_runtime_is_a_sentence(tmp_path):
 def test_every_mode_can_be_set(mode):
     """Each of the five modes is accepted by name."""
     assert jitd.configure(mode=mode).settings.mode == mode
+
+
+def test_the_cache_path_is_a_list_of_folders():
+    """It is written as PATH is, given as a list or as text, and told as it is written."""
+    paths = (Path("/a"), Path("b c"))
+    environment = {"JITD_CACHE_PATH": ":/a::b c:"}
+    assert Settings.read({}).cache_path == Settings.read({"JITD_CACHE_PATH": ""}).cache_path == ()
+    assert Settings.read(environment).cache_path == paths
+    assert Settings().replace(cache_path=["/a", Path("b c")]).cache_path == paths
+    assert Settings().replace(cache_path="/a:b c").cache_path == paths
+    rows = {variable: value for variable, value, *_ in table(environment)}
+    assert rows["JITD_CACHE_PATH"] == "/a:b c"
+
+
+def test_the_runtime_opens_the_cache_path(tmp_path):
+    """What is in a read-only folder of the setting is found by the runtime's store."""
+    key = Key.of("winner", "silu", n=1)
+    Store(open_root(tmp_path / "baked")).put(key, {"n": 1})
+    jitd.configure(cache_dir=tmp_path / "own", cache_path=[tmp_path / "baked"])
+    record = runtime.current().store.get(key)
+    assert record.body == {"n": 1}
+    assert record.header.tier == 1

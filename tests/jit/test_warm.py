@@ -2,6 +2,9 @@
 
 import jitd
 import pytest
+from jitd.cache.paths import open_root
+from jitd.cache.store import Store
+from jitd.cache.tiers import store_over
 from jitd.jit import runtime, warm
 from jitd.jit.device import stand_in
 from jitd.jit.record import Workload
@@ -72,6 +75,19 @@ def test_a_receipt_answers_as_long_as_everything_is_there(machine):
     [artifact] = (path for path in (machine.root / "artifact").rglob("*") if path.is_file())
     artifact.unlink()
     assert read_receipt(builder.store, key) is None
+
+
+def test_a_receipt_counts_where_its_records_are_behind(machine, tmp_path):
+    """A cache that was warmed into an image is warm behind an empty one: nothing is written."""
+    builder = machine.process()
+    rows = warm.warm(builder, workload(4096), Progress())
+    key = receipt_key("outside", {"size": "s"}, builder.device, builder.toolchain)
+    write_receipt(builder, key, workload(4096), rows)
+    own = open_root(tmp_path / "own")
+    store = store_over(Store, own, [machine.root])
+    assert read_receipt(store, key) == rows
+    assert sorted(path.name for path in own.iterdir()) == [".jitd-cache", "CACHEDIR.TAG"]
+    assert read_receipt(Store(own), key) is None
 
 
 def test_code_has_a_digest():

@@ -36,7 +36,9 @@ def test_ci_runs_the_readmes_test_command():
     assert f"grep -m 1 -x '{command}' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"]
+)
 def test_links_lead_somewhere(document):
     """Each link to a file of the project leads to one."""
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -16,8 +16,10 @@ LEVELS = {"tools": 4, "jitd": 3, "models": 2, "jit": 1, "autotune": 0, "cache": 
 LIGHT = [
     f"jitd.jit.{name}"
     for name in (
-        "binary", "build", "compile", "declare", "device", "errors", "frames", "keys", "op",
-        "record", "runtime", "settings", "sign", "source", "stats", "toolchain", "warm", "worker",
+        "adopt", "artifacts", "binary", "bodies", "build", "candidates", "child", "compile",
+        "declare", "device", "errors", "frames", "isolated", "keys", "op", "record", "runtime",
+        "settings", "shelf", "sign", "source", "stats", "task", "toolchain", "tuner", "warm",
+        "winners", "worker",
     )
 ]  # fmt: skip
 HEAVY = {"torch", "triton", "numpy", "diffusers", "transformers", "cuda", "rich", "typer"}

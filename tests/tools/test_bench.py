@@ -21,7 +21,8 @@ from jitd.tools.bench.peers import BadPeer, resolve_peer, resolve_peers
 from jitd.tools.bench.stopwatch import Times, host_us
 from typer.testing import CliRunner
 
-COMMANDS = ("group_norm", "host", "start", "tune")
+COMMANDS = ("group_norm", "host", "start", "tune", "cache")
+WITHOUT_A_GPU = {"cache"}
 TINY = Target((1, 64, 2, 3), (Limit(0.6, "best peer"), Limit(1.5, "floor", "must")))
 RUNNER = CliRunner()
 
@@ -292,7 +293,7 @@ def test_the_list_of_commands_is_tested_in_full():
     assert tuple(info.name for info in cli.app.registered_commands) == COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_A_GPU])
 def test_without_a_gpu_one_line_says_so(command, no_gpu):
     """Exit code 1, nothing on stdout, no traceback."""
     result = RUNNER.invoke(cli.app, [command])
@@ -301,6 +302,19 @@ def test_without_a_gpu_one_line_says_so(command, no_gpu):
     assert result.stderr.splitlines() == [
         "a benchmark needs an NVIDIA GPU: no NVIDIA driver (libcuda.so.1) on this machine."
     ]
+
+
+def test_the_cache_is_measured_without_a_gpu(tmp_path, no_gpu):
+    """Each size is a row with every figure that has a goal, and what was made is removed."""
+    file = tmp_path / "cache.json"
+    RUNNER.invoke(
+        cli.app, ["cache", "--records", "200", "--in", str(tmp_path), "--json", str(file)]
+    )
+    report = json.loads(file.read_text())
+    (row,) = report["rows"]
+    assert row["records"] == 200
+    assert all(row[name] > 0 for name in report["goals"])
+    assert [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize(

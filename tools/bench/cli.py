@@ -194,6 +194,35 @@ def tune(
     _measure(measure, gpu_here=gpu_here, torch_here=gpu_here)
 
 
+@app.command("cache")
+def cache(
+    records: Annotated[
+        list[int] | None,
+        typer.Option(min=100, help="How many; repeatable. 1000, 10000 and 100000 if none."),
+    ] = None,
+    within: Annotated[
+        Path | None,
+        typer.Option("--in", metavar="FOLDER", help="Make the caches here. Default: TMPDIR."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """How the cache scales: one look-up, listing, statistics and eviction by number of records.
+
+    Needs no GPU. The caches are made and removed; 100000 records take 400 MB for a minute.
+
+    \b
+    Example:
+      python -m jitd.tools.bench cache --records 1000 --records 100000 --json cache.json
+    """
+
+    def measure() -> bool:
+        from .scale import run
+
+        return run(numbers=records or [1_000, 10_000, 100_000], within=within, json=json)
+
+    _measure(measure, gpu_here=False, torch_here=False)
+
+
 def _measure(
     measure: Callable[[], bool], *, gpu_here: bool = True, torch_here: bool = True
 ) -> None:

@@ -61,7 +61,7 @@ def clear_cache(
     names = {name for text in model or () for name in (text, *catalog.model(text).ops)}
     names |= set(op or ())
     targets = {f"sm_{capability(text)}" for text in arch or ()}
-    older_than_s = _seconds(older_than)
+    older_than_s = seconds(older_than)
     filtered = bool(names or targets or older_than or keep_winners)
     place = folder.cache_dir(Settings.read())
     store = folder.open_for_reading(place)
@@ -113,7 +113,7 @@ def _is_meant(header: Header, names: Collection[str], targets: Collection[str]) 
     return (not names or owner(header) in names) and (not targets or target(header) in targets)
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds(text: str | None) -> float | None:
     """`30d` in seconds. Raises ValueError."""
     if text is None:
         return None

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from ...cache.errors import JitdError
-from . import clear, environment, listing, show, tune, warmup
+from . import bundles, clear, environment, gc, listing, show, stats, tune, verify, warmup, why
 from .output import NoteHandler, note
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -33,8 +33,15 @@ app = typer.Typer(
 app.command("warmup", short_help="Compile, tune and check ahead of a run.")(warmup.warmup)
 app.command("tune", short_help="Tune an op at some shapes, and show how.")(tune.tune)
 app.command("clear-cache", short_help="Remove records from the cache.")(clear.clear_cache)
+app.command("export", short_help="Write records to a file, for another machine.")(bundles.export)
+app.command("import", short_help="Read what another machine exported.")(bundles.import_)
+app.command("keygen", short_help="Make keys to sign bundles with.")(bundles.keygen)
 app.command("list", short_help="List what was tuned, and how fast it is.")(listing.list_records)
 app.command("show", short_help="Show all that is known of one winner.")(show.show)
+app.command("why", short_help="Say what differs from the nearest stored winner.")(why.why)
+app.command("stats", short_help="Count what is stored, and what was hit and missed.")(stats.stats)
+app.command("gc", short_help="Evict what was not used for longest.")(gc.gc)
+app.command("verify", short_help="Read every record, find what is wrong.")(verify.verify)
 app.command("env", short_help="Print every setting.")(environment.env)
 app.command("doctor", short_help="Check cache folder, GPU, driver, packages.")(environment.doctor)
 

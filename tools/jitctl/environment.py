@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ import typer
 
 from ...cache.errors import CacheFolderError
 from ...cache.paths import is_network_filesystem, open_root
+from ...cache.tiers import tiers_behind
 from ...jit import settings
 from ...jit.device import NoDevice, check, devices, driver
 from ...jit.toolchain import toolchain
@@ -54,7 +55,8 @@ def env(
     Example:
       jitctl env
     """
-    cache = folder.cache_dir(settings.Settings.read())
+    current = settings.Settings.read()
+    cache, behind = folder.cache_dir(current), [str(path) for path in current.cache_path]
     rows = [
         (name, str(cache) if name == "JITD_CACHE_DIR" else value, origin, meaning)
         for name, value, origin, meaning in settings.table()
@@ -62,11 +64,14 @@ def env(
     if as_json:
         names = ("name", "value", "origin", "meaning")
         listed = [dict(zip(names, row, strict=True)) for row in rows]
-        say_json({"settings": listed, "cache_dir": str(cache), "toolchain": toolchain()})
+        places = {"cache_dir": str(cache), "cache_path": behind}
+        say_json({"settings": listed, **places, "toolchain": toolchain()})
         return
     table(("setting", "value", "origin", "meaning"), rows)
     say()
     say(f"cache folder: {cache}")
+    for path in behind:
+        say(f"behind it, read-only: {path}")
     say(f"toolchain: {toolchain()}")
 
 
@@ -81,8 +86,16 @@ def doctor(
     Example:
       jitctl doctor
     """
-    place = folder.cache_dir(settings.Settings.read())
-    findings = [*_folder(place), *_cards(), *_packages(), *_cuda_majors(), _compiler()]
+    current = settings.Settings.read()
+    place = folder.cache_dir(current)
+    findings = [
+        *_folder(place),
+        *_behind(place, current.cache_path),
+        *_cards(),
+        *_packages(),
+        *_cuda_majors(),
+        _compiler(),
+    ]
     problems = sum(finding.status == "problem" for finding in findings)
     if as_json:
         say_json({"problems": problems, "checks": [asdict(finding) for finding in findings]})
@@ -132,6 +145,18 @@ def _folder(place: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding("file system", "ok", "local")
+
+
+def _behind(place: Path, folders: Sequence[Path]) -> Iterator[Finding]:
+    """The read-only folders of JITD_CACHE_PATH, each by itself."""
+    for path in folders:
+        usable, refused = tiers_behind(place, [path])
+        for error in refused:
+            remedy = f"It is left out. {error}"
+            yield Finding("read-only folder", "warning", f"{path} cannot be used", remedy)
+        for root in usable:
+            network = is_network_filesystem(root)
+            yield Finding("read-only folder", "ok", f"{root}{f', {network}' if network else ''}")
 
 
 def _writable(root: Path) -> Finding:

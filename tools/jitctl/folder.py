@@ -1,7 +1,7 @@
 """The cache folder, as the commands open it."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from ...cache.keys import Key
 from ...cache.paths import default_root, open_root
 from ...cache.records import Record
 from ...cache.store import Store
+from ...cache.tiers import store_over
 from ...jit.settings import Settings
+from .output import count
 
 _PROBE_BYTES = 4096
 
@@ -39,23 +41,30 @@ class KeepingStore(Store):
             raise CannotKeep(str(error)) from error
 
 
+def place_of(store: Store | None, folder: Path) -> str:
+    """Where a command looked, for people."""
+    behind = len(store.tiers) - 1 if store else 0
+    return f"{folder} and {count(behind, 'folder')} behind it" if behind else str(folder)
+
+
 def cache_dir(settings: Settings) -> Path:
     """Where the cache is or would be."""
     return settings.cache_dir or default_root()
 
 
-def open_for_reading(folder: Path) -> Store | None:
-    """The cache in `folder`, or None where there is nothing yet; never makes one.
+def open_for_reading(folder: Path, behind: Sequence[Path] = ()) -> Store | None:
+    """The cache in `folder` and those behind it, or None where there is nothing; never makes one.
 
-    Raises CacheFolderError for a folder that must not be used.
+    Raises CacheFolderError for a folder that must not be used; one behind is only left out.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    return Store(open_root(folder, create=False))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return store_over(Store, open_root(folder, create=False), behind)
+    store = store_over(Store, folder, behind)
+    return store if len(store.tiers) > 1 else None
 
 
-def open_for_writing(folder: Path) -> KeepingStore:
-    """The cache in `folder`, made if need be, and found to take a file.
+def open_for_writing(folder: Path, behind: Sequence[Path] = ()) -> KeepingStore:
+    """The cache in `folder`, made if need be, found to take a file, and those behind it.
 
     Raises CacheFolderError with the reason, before anything is built for nothing.
     """
@@ -70,4 +79,4 @@ def open_for_writing(folder: Path) -> KeepingStore:
             "that the user may write, with room in it. Name another with JITD_CACHE_DIR, or make "
             "room: jitctl clear-cache"
         ) from error
-    return KeepingStore(root)
+    return store_over(KeepingStore, root, behind)

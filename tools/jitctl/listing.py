@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,13 +37,16 @@ def list_records(
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; there are {', '.join(sorted(KINDS))}.")
-    place = folder.cache_dir(Settings.read())
-    store = folder.open_for_reading(place)
+    settings = Settings.read()
+    place = folder.cache_dir(settings)
+    store = folder.open_for_reading(place, settings.cache_path)
     headers = list(store.headers()) if store else []
     wanted = kind or "winner"
     of_op = [h for h in headers if op is None or owner(h) == op]
     chosen = [h for h in of_op if h.kind == wanted]
-    unfinished = [h for h in of_op if h.kind == "timing" or (h.kind, h.op) == resume.NOTES]
+    # What was begun elsewhere and is read-only here cannot be gone on with.
+    own = [h for h in of_op if h.tier == 0]
+    unfinished = [h for h in own if h.kind == "timing" or (h.kind, h.op) == resume.NOTES]
     if as_json:
         here = drivers(header.meta for header in chosen)
         records = [
@@ -72,7 +74,7 @@ def list_records(
     if kind is None:
         for header in unfinished:
             say(_unfinished(header))
-    say(_summary(headers, place))
+    say(_summary(headers, folder.place_of(store, place)))
 
 
 def _list_winners(headers: Sequence[Header]) -> None:
@@ -100,7 +102,8 @@ def _unfinished(header: Header) -> str:
     """What was begun and is under way, or was interrupted: the cache cannot tell which."""
     since = age(header.created)
     if header.kind != "timing":
-        return f"Not finished: {header.label} ({since} ago). To go on: jitctl warmup --resume"
+        go_on = resume.to_go_on(header.label)
+        return f"Not finished: {header.label} ({since} ago). To go on: {go_on}"
     done, of = (header.meta.get(name, "?") for name in ("done", "of"))
     where = header.meta.get("device", "an unknown card")
     return f"Not finished: tuning {header.label} on {where}, {done} of {of} ({since} ago)"
@@ -122,6 +125,7 @@ def document(header: Header) -> dict[str, Any]:
         "op": owner(header),
         "label": header.label,
         "path": header.path,
+        "tier": header.tier,
         "bytes": header.file_bytes,
         "created": header.created,
         "last_used": header.last_used,
@@ -141,7 +145,7 @@ def _counts(headers: Iterable[Header]) -> dict[str, Any]:
     return {"records": kinds.total(), "bytes": total, "kinds": dict(sorted(kinds.items()))}
 
 
-def _summary(headers: Sequence[Header], place: Path) -> str:
+def _summary(headers: Sequence[Header], place: str) -> str:
     if not headers:
         return f"Nothing is cached in {place} yet. Begin: jitctl warmup --model ltx2"
     counts = _counts(headers)

@@ -4,6 +4,8 @@ One record for each request that began and did not come to its end; the same req
 end, removes it. It is written before the first kernel is built, so `kill -9` leaves it, too.
 """
 
+import itertools
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,15 @@ def last(store: Store) -> Interrupted | None:
     if failures:
         raise JitdError("; ".join(failures))
     return None
+
+
+def to_go_on(command: str) -> str:
+    """What resumes an interrupted command: with its --import, which no note says for the user."""
+    words = shlex.split(command)
+    names = [name for word, name in itertools.pairwise(words) if word == "--import"]
+    return shlex.join(
+        ["jitctl", "warmup", "--resume", *(w for name in names for w in ("--import", name))]
+    )
 
 
 def notes(store: Store) -> list[Header]:

@@ -62,11 +62,15 @@ def show(
         raise ValueError("--x and --y are the axes of a heat map: give --plot FILE, too.")
     if plot is not None and plot.suffix.lower() not in _FORMATS:
         raise ValueError(f"--plot {plot}: allowed are files that end in {' or '.join(_FORMATS)}.")
-    place = folder.cache_dir(Settings.read())
-    store = folder.open_for_reading(place)
+    settings = Settings.read()
+    place = folder.cache_dir(settings)
+    store = folder.open_for_reading(place, settings.cache_path)
     winners = list(store.headers("winner")) if store else []
     if store is None or not winners:
-        raise JitdError(f"no winners in {place} yet. Tune some: jitctl warmup --model ltx2")
+        raise JitdError(
+            f"no winners in {folder.place_of(store, place)} yet. "
+            "Tune some: jitctl warmup --model ltx2"
+        )
     label = _matching(signature, {h.label for h in winners}, imports or ())
     found = [store.record_for(header) for header in winners if header.label == label]
     records = [record for record in found if record is not None]

@@ -82,7 +82,8 @@ def tune(
     workload = _workload(op, texts)
     card = warming.the_card(device, "jitctl tune needs one; jitctl warmup compiles without.")
     _refuse_the_hopeless(workload, card)
-    store = folder.open_for_writing(folder.cache_dir(settings))
+    store = folder.open_for_writing(folder.cache_dir(settings), settings.cache_path)
+    warming.keep(store, settings)
     rows, winners = warming.tuned(store, settings, workload, card, anew=again)
 
     if as_json:

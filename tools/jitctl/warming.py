@@ -18,6 +18,7 @@ from ...jit.declare import Config, Device
 from ...jit.device import devices, stand_in, why_no_device
 from ...jit.record import Workload
 from ...jit.runtime import builder_of
+from ...jit.runtime import keep as keep  # noqa: PLC0414 - for the commands that build
 from ...jit.settings import Settings
 from ...jit.toolchain import toolchain
 from . import resume
@@ -148,7 +149,7 @@ def _made(
 ) -> list[warm.Row]:
     """Warm one device, and leave a receipt."""
     steps, space = warm.Progress(), request.whole_space
-    remedy = "To go on from there: jitctl warmup --resume"
+    remedy = f"To go on from there: {resume.to_go_on(request.command)}"
     with _interruptible(request.work, steps, builder.store, remedy):
         if request.work == "compile":
             rows = warm.compile_for(builder, workload, steps, whole_space=space)

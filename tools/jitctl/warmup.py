@@ -47,7 +47,7 @@ class Anew(StrEnum):
     all = "all"
 
 
-_WITH_RESUME = {"resume", "jobs", "dry_run", "as_json"}  # what changes nothing of the request
+_WITH_RESUME = {"resume", "jobs", "dry_run", "as_json", "imports"}  # what changes no request
 
 
 def warmup(
@@ -144,6 +144,7 @@ def warmup(
             _nothing_to_resume(place, as_json=as_json)
             return
         request, began = interrupted.request, interrupted.began
+        _refuse_unnamed_modules(request, imports or ())
         settings = Settings.read(jobs=jobs or request.jobs)
         note(f"resuming: {request.command}")
         _, targets = warming.targets(
@@ -171,9 +172,10 @@ def warmup(
         index = None if archs else targets[0].index
         request = Request(asked, work, archs, index, space, anew, jobs)
     if dry_run:
-        store: Store = folder.open_for_reading(place) or Store(place)
+        store: Store = folder.open_for_reading(place, settings.cache_path) or Store(place)
     else:
-        store = folder.open_for_writing(place)
+        store = folder.open_for_writing(place, settings.cache_path)
+        warming.keep(store, settings)
     outcomes = warming.warmed(store, settings, request, targets, dry_run=dry_run, began=began)
 
     if as_json:
@@ -206,10 +208,23 @@ def _interrupted(context: typer.Context, place: Path) -> "Interrupted | None":
         if name not in _WITH_RESUME and source is not None and source.name == "COMMANDLINE":
             raise ValueError(
                 f"--resume goes on with the options of the interrupted warmup: leave out "
-                f"{parameter.opts[0]}, or --resume. Allowed are --jobs, --dry-run and --json."
+                f"{parameter.opts[0]}, or --resume. Allowed are --import, --jobs, --dry-run and "
+                "--json."
             )
     store = folder.open_for_reading(place)
     return last(store) if store else None
+
+
+def _refuse_unnamed_modules(request: "Request", named: Sequence[str]) -> None:
+    """Raise ValueError for modules that only the note names: no file of the cache has code run."""
+    from .resume import to_go_on  # noqa: PLC0415  (as `warming`)
+
+    unnamed = [name for name in request.wanted.imports if name not in named]
+    if unnamed:
+        raise ValueError(
+            f"the interrupted warmup imports {', '.join(unnamed)}, and jitd imports nothing only "
+            f"because a file in the cache says so. Run: {to_go_on(request.command)}"
+        )
 
 
 def _nothing_to_resume(place: Path, *, as_json: bool) -> None:

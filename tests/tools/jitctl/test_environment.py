@@ -74,3 +74,30 @@ def test_doctor_on_a_full_disk(cli, tiny_disk):
     assert result.code == 1
     assert "clear-cache" in result.out
     assert os.listdir(cli.folder) == []  # noqa: PTH208
+
+
+def test_folders_behind_the_cache(cli, put_winner, tmp_path):
+    """`env`, `doctor`, `list` and `show` know the read-only folders; `clear-cache` leaves them."""
+    put_winner("scale", "scale[bf16](64)")
+    baked, missing = cli.folder, tmp_path / "missing"
+    cli.folder = tmp_path / "own"
+    env = {"JITD_CACHE_PATH": f"{baked}:{missing}"}
+    document = json.loads(cli.run("env", "--json", env=env).out)
+    assert document["cache_path"] == [str(baked), str(missing)]
+    assert str(baked) in cli.run("env", env=env).out
+
+    doctor = cli.run("doctor", "--json", env=env)
+    checks = [c for c in json.loads(doctor.out)["checks"] if c["name"] == "read-only folder"]
+    assert [check["status"] for check in checks] == ["ok", "warning"]
+    assert (doctor.code, "left out" in checks[1]["remedy"]) == (0, True)
+
+    [record] = json.loads(cli.run("list", "--json", env=env).out)["records"]
+    assert (record["label"], record["tier"]) == ("scale[bf16](64)", 1)
+    listed = cli.run("list", env=env)
+    assert f"{cli.folder} and 1 folder behind it" in listed.out
+    assert str(missing) in listed.err
+    assert "BLOCK=64" in cli.run("show", "scale[bf16](64)", env=env).out
+
+    cleared = json.loads(cli.run("clear-cache", "--yes", "--json", env=env).out)
+    assert cleared["files"] == 0
+    assert json.loads(cli.run("list", "--json", env=env).out)["records"] == [record]

@@ -7,6 +7,7 @@ import pytest
 
 BF16 = ["--signature", "outside_scale[bf16](1000)"]
 FP32 = ["--signature", "outside_scale[fp32](3000)"]
+RESUME = ["warmup", "--resume", "--import", "outside.ops"]
 SCALE = ["warmup", "--import", "outside.ops", *BF16, *FP32]
 
 
@@ -28,20 +29,20 @@ def test_goes_on_where_it_was_stopped(card, how):
         card.killed(*SCALE)
     else:
         assert card.run(*SCALE, happens=[how]).code == 130
-    result = card.run("warmup", "--resume", "--json")
+    result = card.run(*RESUME, "--json")
     assert f"jitctl: resuming: {shlex.join(['jitctl', *SCALE])}" in result.lines
     assert tuned(result) == ["outside_scale[fp32](4096)"]
     assert json.loads(result.out)["resumed"] == shlex.join(["jitctl", *SCALE])
     assert notes(card) == 0
-    assert "Nothing to resume" in card.run("warmup", "--resume").out
+    assert "Nothing to resume" in card.run(*RESUME).out
 
 
 def test_nothing_to_resume(card):
     """Where nothing was interrupted that is said, it is no failure, and no folder is made."""
-    result = card.run("warmup", "--resume")
+    result = card.run(*RESUME)
     assert result.code == 0
     assert "Nothing to resume" in result.out
-    assert json.loads(card.run("warmup", "--resume", "--json").out)["resumed"] is None
+    assert json.loads(card.run(*RESUME, "--json").out)["resumed"] is None
     assert not card.folder.exists()
 
 
@@ -72,8 +73,8 @@ def test_the_latest_goes_first(card):
     card.run(*SCALE, happens=["--ctrl-c"])
     other = ["--signature", "outside_scale[fp16](64)", "--signature", "outside_scale[fp16](600)"]
     card.run("warmup", "--import", "outside.ops", *other, happens=["--ctrl-c"])
-    assert "fp16" in card.run("warmup", "--resume").lines[0]
-    assert "fp32" in card.run("warmup", "--resume").lines[0]
+    assert "fp16" in card.run(*RESUME).lines[0]
+    assert "fp32" in card.run(*RESUME).lines[0]
     assert notes(card) == 0
 
 
@@ -85,7 +86,7 @@ def test_options_come_back(card, tmp_path):
     asked = ["warmup", "--import", "outside.ops", "--workload", str(workload)]
     assert card.run(*asked).code == 0
     card.run(*asked, "--again", "all", "--jobs", "1", "--device", "0", happens=["--ctrl-c"])
-    result = card.run("warmup", "--resume", "--json")
+    result = card.run(*RESUME, "--json")
     resumed = ["jitctl", *asked, "--again", "all", "--jobs", "1"]
     assert json.loads(result.out)["resumed"] == shlex.join(resumed)
     assert json.loads(result.out)["targets"][0]["rows"][0]["calls"] == 3
@@ -95,7 +96,7 @@ def test_again_is_not_done_twice(card):
     """What --again had tuned anew before it was interrupted is not tuned anew once more."""
     assert card.run(*SCALE).code == 0
     card.run(*SCALE, "--again", "all", happens=["--ctrl-c"])
-    assert tuned(card.run("warmup", "--resume", "--json")) == ["outside_scale[fp32](4096)"]
+    assert tuned(card.run(*RESUME, "--json")) == ["outside_scale[fp32](4096)"]
     card.run(*SCALE, "--again", "all", happens=["--ctrl-c"])
     assert len(tuned(card.run(*SCALE, "--again", "all", "--json"))) == 2
 
@@ -111,7 +112,7 @@ def test_a_model_comes_back(card, store):
             break
     process.kill()
     process.communicate(timeout=60)
-    result = card.run("warmup", "--resume", "--dry-run")
+    result = card.run(*RESUME, "--dry-run")
     command = shlex.join(["jitctl", "warmup", "--model", "ltx2", *options])
     assert f"jitctl: resuming: {command} --space --jobs 1" in result.lines
     assert "binaries missing" in result.out
@@ -138,11 +139,11 @@ def test_what_cannot_be_asked_for_again(card, tmp_path):
     card.run(*SCALE, happens=["--ctrl-c"])
     card.run(*asked, happens=["--ctrl-c"])
     workload.unlink()
-    result = card.run("warmup", "--resume")
+    result = card.run(*RESUME)
     assert result.code == 0
     assert f"cannot resume `{shlex.join(['jitctl', *asked])}`" in result.lines[0]
     assert f"resuming: {shlex.join(['jitctl', *SCALE])}" in result.lines[1]
-    assert str(workload) in card.refused("warmup", "--resume", code=1)
+    assert str(workload) in card.refused(*RESUME, code=1)
 
 
 def test_list_and_clear(card):
@@ -151,7 +152,7 @@ def test_list_and_clear(card):
     lines = card.run("list").out.splitlines()
     (line,) = [line for line in lines if line.startswith("Not finished")]
     assert shlex.join(["jitctl", *SCALE]) in line
-    assert line.endswith("To go on: jitctl warmup --resume")
+    assert line.endswith("To go on: jitctl warmup --resume --import outside.ops")
     document = json.loads(card.run("list", "--json").out)
     assert [record["kind"] for record in document["records"]] == ["winner"]
     assert document["summary"]["kinds"]["workload"] == 1
@@ -159,4 +160,13 @@ def test_list_and_clear(card):
     assert notes(card) == 1
     assert card.run("clear-cache", "--keep-winners", "--yes").code == 0
     assert notes(card) == 0
-    assert "Nothing to resume" in card.run("warmup", "--resume").out
+    assert "Nothing to resume" in card.run(*RESUME).out
+
+
+def test_no_note_has_a_module_imported(card):
+    """A module that only the note of a warmup names is not imported: the user has to say it."""
+    card.run(*SCALE, happens=["--ctrl-c"])
+    message = card.refused("warmup", "--resume", code=2)
+    assert message.endswith(f"Run: {shlex.join(['jitctl', *RESUME])}\n")
+    assert notes(card) == 1
+    assert card.run(*RESUME).code == 0

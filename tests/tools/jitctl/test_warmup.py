@@ -87,7 +87,7 @@ def test_interrupted(cli):
     kept = sum(name.startswith("artifact") for name in cli.files())
     assert kept >= 1
     assert len(cli.files()) == kept + 1  # the note for --resume
-    resumed = cli.run("warmup", "--resume", "--json")
+    resumed = cli.run("warmup", "--resume", "--import", "outside.ops", "--json")
     assert document(resumed)["stats"] == {"compiles": 6 - kept}
     assert "--space --jobs 1" in resumed.lines[0]
 
