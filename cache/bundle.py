@@ -14,7 +14,6 @@ BadBundle. A path in a manifest is only ever compared: where a record goes follo
 
 import os
 import re
-import secrets
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import BinaryIO, Final
 
 from . import files
 from .errors import BadBundle, BadRecord, CacheWriteError
-from .records import Record, decode, decode_frame, decode_header, encode
+from .records import Record, decode, decode_frame, encode
 from .values import count_values
 
 MAGIC: Final = b"\x93jitb\r\n\x1a"
@@ -106,10 +105,10 @@ class Bundle:
             raise BadBundle(self.path, f"{entry.path} is not what the manifest lists")
         try:
             _refuse_bomb(data)
-            header = decode_header(data, len(data))
-            record = decode(data, header.key)
+            record = decode(data)
         except BadRecord as error:
             raise BadBundle(self.path, f"{entry.path}: {error}") from error
+        header = record.header
         if header.path != entry.path:
             raise BadBundle(self.path, f"{entry.path} holds the record of {header.path}")
         if header.created:
@@ -130,7 +129,7 @@ def write(path: Path, records: Iterable[Record], *, sign: Sign | None = None) ->
     """
     if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
         raise BadBundle(path, "something that is no regular file is in its place")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         descriptor = files.new(temporary)
         try:

@@ -5,13 +5,17 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from . import files
 from .keys import KINDS
 from .paths import open_root
 from .records import MAGIC, Header
-from .scan import DIGEST, QUARANTINED, SHARD, TEMPORARY
+from .scan import COUNTERS, DIGEST, QUARANTINED, SHARD, TEMPORARY, USAGE
 from .store import QUARANTINE, TEMPORARIES, Store
+
+Accept: TypeAlias = Callable[[os.stat_result, int], bool]
+"""Looks at an open file, and says whether it may go."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def clear(store: Store, selection: Iterable[Header]) -> Cleared:
 
 
 def clear_all(store: Store, *, dry_run: bool = False) -> Cleared:
-    """Remove every record, readable or not, and all that is in `tmp/` and `quarantine/`.
+    """Remove every record, readable or not, all that is in `tmp/` and `quarantine/`, and what was
+    counted.
 
     A file goes only if it lies where jitd puts such files, has such a name, is a regular file and,
     for a record, begins like one. Links are neither followed nor removed; locks stay, because their
@@ -79,6 +84,8 @@ def clear_all(store: Store, *, dry_run: bool = False) -> Cleared:
                     cleared += _clear_folder(
                         store, f"{kind}/{op}/{shard}", DIGEST, _begins_like_record, dry_run
                     )
+    for name in (USAGE, COUNTERS):  # last: until now, the estimate was of what is there
+        cleared += _clear_files(store, [name], None, dry_run)
     return Cleared(len(cleared), sum(cleared))
 
 
@@ -91,13 +98,21 @@ def _listed(
 
 
 def _clear_folder(
-    store: Store,
-    folder: str,
-    pattern: re.Pattern[str],
-    accept: Callable[[os.stat_result, int], bool] | None,
-    dry_run: bool,
+    store: Store, folder: str, pattern: re.Pattern[str], accept: Accept | None, dry_run: bool
 ) -> list[int]:
     """Remove the files that have such names, and the folder if that empties it: their sizes."""
+    names = store.names_in(*folder.split("/"))
+    paths = [f"{folder}/{name}" for name in names if pattern.fullmatch(name)]
+    sizes = _clear_files(store, paths, accept, dry_run)
+    if not dry_run:
+        files.remove_empty_folders(store.root, folder)
+    return sizes
+
+
+def _clear_files(
+    store: Store, paths: Iterable[str], accept: Accept | None, dry_run: bool
+) -> list[int]:
+    """Remove these files, in a dry run only look at them: the sizes of those that were there."""
     spared: list[int] = []
 
     def spare(status: os.stat_result, descriptor: int) -> bool:
@@ -105,15 +120,8 @@ def _clear_folder(
             spared.append(status.st_size)
         return False
 
-    sizes = [
-        store.remove_file(f"{folder}/{name}", spare if dry_run else accept)
-        for name in store.names_in(*folder.split("/"))
-        if pattern.fullmatch(name)
-    ]
-    if dry_run:
-        return spared
-    files.remove_empty_folders(store.root, folder)
-    return [size for size in sizes if size is not None]
+    sizes = [store.remove_file(path, spare if dry_run else accept) for path in paths]
+    return spared if dry_run else [size for size in sizes if size is not None]
 
 
 def _begins_like_record(_status: os.stat_result, descriptor: int) -> bool:

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from . import files
+from . import files, scan
 
-FILE: Final = "counters.jsonl"
+FILE: Final = scan.COUNTERS
 COMPACT_BYTES: Final = 256 << 10
 
 _MAX_BYTES: Final = 4 << 20  # nobody reads more, whoever wrote it
@@ -58,13 +58,17 @@ def total(root: Path) -> Counter[str]:
 class Tally:
     """The counts of one process, to be added to its cache's once: when it ends, or before.
 
-    `sources` give counters that only grow; what they hold by now belongs to somebody else.
+    `sources` give counters that only grow; what they hold by now belongs to somebody else, except
+    for what those of `own` hold, which are read, too.
     """
 
-    def __init__(self, root: Path, *sources: Callable[[], Counts]) -> None:
+    def __init__(
+        self, root: Path, *sources: Callable[[], Counts], own: Callable[[], Counts] = dict
+    ) -> None:
         self.root = root
-        self._sources = sources
+        self._sources = (*sources, own)
         self._before = self._counted()
+        self._before.subtract(own())
 
     def add(self) -> None:
         """Add what was counted since the last time."""

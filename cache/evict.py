@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -21,7 +21,7 @@ from . import counters, files, scan
 from .clear import Cleared
 from .keys import KINDS
 from .records import MAGIC
-from .scan import Entry
+from .scan import USAGE, Entry
 from .store import MAX_QUARANTINED, QUARANTINE, TEMPORARIES, Store
 
 LOGGER: Final = logging.getLogger("jitd.cache")
@@ -49,7 +49,6 @@ RANKS: Final[Mapping[str, int]] = {
 1: made again in a second by a GPU. 2: minutes of a GPU's time, in a few kilobytes; artifacts
 weigh a hundred times as much, so that sparing winners hardly costs room."""
 
-USAGE: Final = "usage.json"
 _USAGE_MAX_BYTES: Final = 200
 _SCAN_EVERY_S: Final = 3600.0
 _STEP: Final = 1 / 64
@@ -105,6 +104,11 @@ class Evicted:
         self.failed += number
         self.failure = f"{path}: {error.strerror}"
 
+    def leave_out(self, entry: Entry) -> None:
+        """Of what is left: it was removed, by us or by somebody else."""
+        self.files -= 1
+        self.bytes -= entry.bytes
+
     def note(self, what: str, size: int) -> None:
         before = self.removed.get(what, Cleared(0, 0))
         self.removed[what] = Cleared(before.files + 1, before.bytes + size)
@@ -141,28 +145,20 @@ def evict(
     Raises nothing for a file that cannot be removed: it is counted in `failed`.
     """
     now = time.time() if now is None else now
-    other = list(aside(store))
-    temporaries = [entry for entry in other if entry.kind == "temporary"]
-    quarantined = sorted(
-        (entry for entry in other if entry.kind == "quarantined"),
-        key=lambda entry: -entry.last_used,
-    )
-    records = list(scan.entries(store.root))
-    everything = [*other, *records]
+    everything = [*aside(store), *scan.entries(store.root)]
     evicted = Evicted(files=len(everything), bytes=sum(entry.bytes for entry in everything))
-
-    swept = [
-        *(entry for entry in temporaries if now - entry.last_used > TEMPORARY_S),
-        *(
-            entry
-            for number, entry in enumerate(quarantined)
-            if number >= MAX_QUARANTINED or now - entry.last_used > QUARANTINED_S
-        ),
-        *(entry for entry in records if _is_given_up(entry, older_than_s, now)),
-    ]
-    left = sorted({*quarantined, *records}.difference(swept), key=lambda entry: _order(entry, now))
+    newest = {entry.path for entry in _newest_quarantined(everything)}
+    swept: list[Entry] = []
+    left: list[Entry] = []
+    for entry in everything:
+        nobodys = _is_given_up(entry, older_than_s, now, newest)
+        (swept if nobodys else left).append(entry)
     _remove(store, swept, evicted, dry_run)
     if not evicted.fits(bounds):
+        left = sorted(
+            (entry for entry in left if entry.kind != "temporary"),
+            key=lambda entry: _order(entry, now),
+        )
         goal, at = bounds.scaled(shrink_to), 0
         while at < len(left) and not evicted.fits(goal):  # again if some of them had to stay
             chosen = _enough(left[at:], evicted, goal)
@@ -254,8 +250,20 @@ def _write_usage(store: Store, usage: Usage) -> None:
         files.write_whole(store.root, USAGE, text.encode(), TEMPORARIES)
 
 
-def _is_given_up(entry: Entry, older_than_s: float | None, now: float) -> bool:
+def _newest_quarantined(entries: Iterable[Entry]) -> list[Entry]:
+    quarantined = [entry for entry in entries if entry.kind == "quarantined"]
+    return sorted(quarantined, key=lambda entry: -entry.last_used)[:MAX_QUARANTINED]
+
+
+def _is_given_up(
+    entry: Entry, older_than_s: float | None, now: float, newest: Collection[str]
+) -> bool:
+    """Whether nobody needs it. `newest` are the paths in quarantine that number lets stay."""
     unused_s = now - entry.last_used
+    if entry.kind == "temporary":
+        return unused_s > TEMPORARY_S
+    if entry.kind == "quarantined":
+        return unused_s > QUARANTINED_S or entry.path not in newest
     if entry.kind == "timing":
         return unused_s > JOURNAL_S
     return older_than_s is not None and RANKS[entry.kind] < _DEAR and unused_s > older_than_s
@@ -289,15 +297,19 @@ def _remove(store: Store, entries: Iterable[Entry], evicted: Evicted, dry_run: b
         except OSError as error:
             if error.errno not in files.NOT_THERE:
                 evicted.fail(path, error, len(inner))
+            else:
+                for entry in inner:
+                    evicted.leave_out(entry)
         if not dry_run:
             files.remove_empty_folders(store.root, path)
 
 
 def _remove_one(folder: int, entry: Entry, evicted: Evicted, dry_run: bool) -> None:
-    good = False
+    found = good = False
 
     def accept(status: os.stat_result, descriptor: int) -> bool:
-        nonlocal good
+        nonlocal found, good
+        found = True
         good = entry.is_unchanged(status) and _is_ours(entry, descriptor)
         return good and not dry_run
 
@@ -308,8 +320,9 @@ def _remove_one(folder: int, entry: Entry, evicted: Evicted, dry_run: bool) -> N
         return
     if removed or (dry_run and good):
         evicted.note(entry.kind, entry.bytes)
-        evicted.files -= 1
-        evicted.bytes -= entry.bytes
+    elif found and not good:
+        return  # it was used or replaced meanwhile, and stays
+    evicted.leave_out(entry)
 
 
 def _is_ours(entry: Entry, descriptor: int) -> bool:

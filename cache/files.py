@@ -5,7 +5,6 @@ These functions raise plain OSError; the store decides what each failure means.
 
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -93,13 +92,19 @@ def make_private(folder: Path) -> None:
 
 
 def new(path: Path) -> int:
-    """A descriptor for writing a new file, which is private (0600) whatever the umask."""
-    descriptor = os.open(path, _NEW_FLAGS, 0o600)
+    """A descriptor for writing a new file, which is private (0600) whatever the umask.
+
+    Raises FileExistsError where there is one, which stays. On any other failure none is left.
+    """
+    descriptor = os.open(path, _NEW_FLAGS, _PRIVATE)
     try:
-        if os.fstat(descriptor).st_mode & 0o777 != 0o600:
-            os.fchmod(descriptor, 0o600)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != _PRIVATE:
+            os.fchmod(descriptor, _PRIVATE)  # the umask took some away
     except BaseException:
-        os.close(descriptor)
+        with suppress(OSError):  # what went wrong first is what the caller must hear of
+            path.unlink()
+        with suppress(OSError):
+            os.close(descriptor)
         raise
     return descriptor
 
@@ -115,8 +120,8 @@ def write_whole(root: Path, relative: str, data: bytes, temporaries: str) -> Non
     path = root / relative
     for folder in (path.parent, root / temporaries):
         _make_below(root, folder)
-    temporary = root / temporaries / f"{path.name}.{os.getpid()}.{secrets.token_hex(8)}"
-    descriptor = os.open(temporary, _NEW_FLAGS, _PRIVATE)
+    temporary = root / temporaries / f"{path.name}.{os.getpid()}.{os.urandom(8).hex()}"
+    descriptor = new(temporary)
     try:
         status = _write_and_close(descriptor, data)
         _publish(temporary, status, path)
@@ -235,8 +240,6 @@ def _make_below(root: Path, folder: Path) -> None:
 def _write_and_close(descriptor: int, data: bytes) -> os.stat_result:
     """Bring `data` to the disk, and give the file's status."""
     try:
-        if os.fstat(descriptor).st_mode & _PRIVATE != _PRIVATE:
-            os.fchmod(descriptor, _PRIVATE)  # the umask took it away
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import blake2b
 from math import isnan
 from reprlib import repr as shown  # of bounded size and depth, for what a file claims to be
@@ -89,23 +89,15 @@ class Key:
         return cls(kind, op, tuple(parts.items()))
 
     @classmethod
-    def unpacked(cls, kind: str, op: str, parts: tuple[tuple[str, Value], ...]) -> "Key":
-        """The key with parts that msgpack gave, quickly: a cache of 100,000 is listed in seconds.
+    def claimed(
+        cls, kind: str, op: str, digest: str, parts: tuple[tuple[str, Value], ...]
+    ) -> "Key":
+        """The key that a header claims, with the digest that it claims; nothing is looked at.
 
-        msgpack gives exact types, so of equal tuples all are values or none is, and those that many
-        keys share are looked at once. Whatever is not plainly right is left to the constructor.
+        Good for listing: building a key from its parts takes longer than reading its file.
         """
-        names = [name for name, _ in parts]
-        if (
-            kind not in KINDS
-            or _NAME.fullmatch(op) is None
-            or not all(type(name) is str and name and name.isascii() for name in names)
-            or names != sorted(set(names))
-            or not all(_is_plain(value) for _, value in parts)
-        ):
-            return cls(kind, op, parts)
         key = object.__new__(cls)
-        key.__dict__.update(kind=kind, op=op, parts=parts)
+        key.__dict__.update(kind=kind, op=op, parts=parts, digest=digest)
         return key
 
     @cached_property
@@ -166,8 +158,7 @@ def _are_values(values: tuple[object, ...], depth: int) -> bool:
     """Whether `values` are Values, nested at most `depth` deep, whose digests are stable.
 
     Exact types only: a subclass (an IntEnum, say) would come back from disk as its base class.
-    No nan: it equals nothing, so nobody could tell two such keys apart. A loop, and one call per
-    tuple: listing a cache spends a good part of its time here.
+    No nan: it equals nothing, so nobody could tell two such keys apart.
     """
     for value in values:
         if type(value) is str:
@@ -183,22 +174,6 @@ def _are_values(values: tuple[object, ...], depth: int) -> bool:
         if not good:
             return False
     return True
-
-
-def _is_plain(value: object) -> bool:
-    if type(value) is str:
-        return value.isascii()
-    if type(value) is tuple:
-        try:
-            return _is_plain_tuple(value)
-        except (TypeError, RecursionError):  # a map or a list has no hash; or it is too deep
-            return False
-    return type(value) in (int, bool, bytes) or value is None
-
-
-@lru_cache(maxsize=1024)
-def _is_plain_tuple(value: tuple[object, ...]) -> bool:
-    return _are_values((value,), MAX_DEPTH)
 
 
 def _is_unicode(text: str) -> bool:

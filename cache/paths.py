@@ -5,7 +5,6 @@ user or to root and is writable by its owner alone; anything else is refused wit
 """
 
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Final
@@ -161,7 +160,7 @@ def _refuse_occupied(root: Path) -> None:
 
 def _write_new(path: Path, text: str) -> None:
     """Write a file that appears whole: a process that opens the folder now sees all or none."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
     try:
         temporary.write_text(text)
         temporary.replace(path)

@@ -16,11 +16,17 @@ from typing import Final, NamedTuple, TypeAlias
 from . import files
 from .errors import BadRecord
 from .keys import KINDS
-from .records import FRAME_BYTES, Header, decode_frame, decode_header
+from .records import FRAME_BYTES, Header, decode_frame, decode_listed
+
+USAGE: Final = "usage.json"
+COUNTERS: Final = "counters.jsonl"
+"""The files that stand beside the folders of the kinds; all else there is locks and markers."""
 
 SHARD: Final = re.compile(r"[0-9a-f]{2}")
 DIGEST: Final = re.compile(r"[0-9a-f]{40}")
-TEMPORARY: Final = re.compile(r"([0-9a-f]{40}|usage\.json|counters\.jsonl)\.[0-9]+\.[0-9a-f]{16}")
+TEMPORARY: Final = re.compile(
+    rf"([0-9a-f]{{40}}|{re.escape(USAGE)}|{re.escape(COUNTERS)})\.[0-9]+\.[0-9a-f]{{16}}"
+)
 QUARANTINED: Final = re.compile(rf"({'|'.join(sorted(KINDS))})-.+-[0-9a-f]{{40}}-[a-z]+")
 LOCK: Final = re.compile(r"[A-Za-z0-9_-]+\.lock")
 """The names of records' folders and files, and of what is in `tmp/`, `quarantine/`, `locks/`."""
@@ -114,19 +120,24 @@ def entry_of(path: str, kind: str, op: str, status: os.stat_result) -> Entry:
     return Entry(path, kind, op, size, used, used_ns, status.st_ino)
 
 
-def _header(name: str, folder: int, relative: str) -> Header:
+def header_in(descriptor: int, status: os.stat_result, path: str) -> Header:
+    """The header of an open record file that lies at `path` below its root, as for listing.
+
+    Raises BadRecord.
+    """
+    data = os.read(descriptor, _HEADER_GUESS_BYTES)
+    if len(data) < status.st_size:
+        missing = FRAME_BYTES + decode_frame(data).header_bytes - len(data)
+        data += files.read_up_to(descriptor, missing)
+    return decode_listed(data, status.st_size, path, last_used=status.st_mtime, inode=status.st_ino)
+
+
+def _header(name: str, folder: int, path: str) -> Header:
     descriptor, status = files.open_regular(name, folder)
     try:
-        data = os.read(descriptor, min(_HEADER_GUESS_BYTES, status.st_size))
-        if len(data) < status.st_size:
-            missing = FRAME_BYTES + decode_frame(data).header_bytes - len(data)
-            data += files.read_up_to(descriptor, missing)
+        return header_in(descriptor, status, path)
     finally:
         os.close(descriptor)
-    header = decode_header(data, status.st_size, last_used=status.st_mtime, inode=status.st_ino)
-    if header.path != relative:
-        raise BadRecord("key", f"the record of {header.path}")
-    return header
 
 
 def _names_in(folder: int, path: str, note: Note | None) -> list[str]:

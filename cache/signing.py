@@ -1,7 +1,6 @@
 """Ed25519 keys in PEM files, by the package `cryptography`: for bundles that can be trusted."""
 
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +122,7 @@ def _read(path: Path, forbidden: int, remedy: str) -> bytes:
 
 def _write_new(path: Path, text: bytes) -> None:
     """Write a private file that appears whole and never takes another's place."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     descriptor = files.new(temporary)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -33,8 +33,8 @@ from .records import (
     Record,
     decode,
     decode_frame,
-    decode_header,
     encode,
+    refuse_misplaced,
 )
 
 LOGGER: Final = logging.getLogger("jitd.cache")
@@ -42,7 +42,6 @@ TEMPORARIES: Final = "tmp"
 QUARANTINE: Final = "quarantine"
 MAX_QUARANTINED: Final = 64
 
-_HEADER_GUESS_BYTES: Final = 4096  # one read gets frame and header of nearly every record
 _PUT_ATTEMPTS: Final = 3
 # Another process cleared the folder between two of our steps, or a network file system is out of
 # step with its server: the same again, from the start, may well succeed.
@@ -97,7 +96,7 @@ class Store:
 
         "Is it there" and "give it" are one step: what was there may be gone a moment later.
         """
-        record = self._read(key, renew=True)
+        record = self._read(key.path, key, renew=True)
         self._count("misses" if record is None else "hits")
         if record is not None and record.header.tier:
             self._count("hits_behind")
@@ -105,7 +104,7 @@ class Store:
 
     def has(self, key: Key) -> bool:
         """Whether a record with an intact header is filed under `key`; its body is not read."""
-        return self._read_header(key.path, key) is not None
+        return self._read_header(key.path) is not None
 
     def is_intact(self, relative: str) -> bool:
         """Whether the record at a path (`Key.path`) has an intact header that names this path."""
@@ -118,13 +117,16 @@ class Store:
         *,
         label: str = "",
         meta: Mapping[str, Any] | None = None,
+        created: float | None = None,
     ) -> Record:
         """File `body` under `key`, replacing what is there, and return what `get` would give.
 
-        `label` and `meta` go to the header, for listing. Raises BadValue for what msgpack cannot
+        `label`, `meta` and `created` (Unix seconds; now, if none; 0 for what was made nobody knows
+        when) go to the header, for listing. Raises BadValue for what msgpack cannot
         hold, CacheWriteError when the system refuses.
         """
-        data = encode(key, body, label=label, meta=meta or {}, created=time.time())
+        created = time.time() if created is None else created
+        data = encode(key, body, label=label, meta=meta or {}, created=created)
         try:
             self._write(key.path, data)
         except OSError as error:
@@ -154,10 +156,7 @@ class Store:
         self, tier: int, kinds: Collection[str], op: str | None
     ) -> Iterator[tuple[str, Header]]:
         root = self.tiers[tier]
-
-        def note(relative: str, error: OSError) -> None:
-            self._note_unreadable(root / relative, error)
-
+        note = self._noting(root)
         for relative, found in scan.headers(root, kinds, op, note):
             if isinstance(found, Header):
                 yield relative, replace(found, tier=tier) if tier else found
@@ -166,9 +165,25 @@ class Store:
             else:
                 note(relative, found)
 
+    def entries(self) -> Iterator[scan.Entry]:
+        """The files of all records by name and status, for counting: none is opened, in no order.
+
+        A damaged one counts like any other. What an earlier tier hides is left out.
+        """
+        hidden: set[str] = set()
+        for root in self.tiers:
+            for entry in scan.entries(root, note=self._noting(root)):
+                if entry.path not in hidden:
+                    yield entry
+                if len(self.tiers) > 1:
+                    hidden.add(entry.path)
+
     def record_for(self, header: Header) -> Record | None:
-        """The whole record of a listed header, or None. Counts neither hit nor miss, no stamp."""
-        return self._read(header.key, renew=False)
+        """The whole record of a listed header, or None. Counts neither hit nor miss, no stamp.
+
+        Unlike listing, it looks whether the digest is that of the parts.
+        """
+        return self._read(header.path)
 
     def remove(self, header: Header) -> int | None:
         """Remove a listed record: the bytes freed, or None if it is gone or was replaced since.
@@ -204,45 +219,35 @@ class Store:
 
     def names_in(self, *names: str, only_folders: bool = False) -> list[str]:
         """What is in a folder below the root, sorted; one that cannot be read counts as empty."""
-        return self._names_at(self.root, *names, only_folders=only_folders)
-
-    def _names(self, *names: str, only_folders: bool = False) -> list[str]:
-        """`names_in` of all tiers."""
-        found = [self._names_at(tier, *names, only_folders=only_folders) for tier in self.tiers]
-        return found[0] if len(found) == 1 else sorted(set().union(*found))
-
-    def _names_at(self, root: Path, *names: str, only_folders: bool) -> list[str]:
         try:
-            return files.fresh(lambda: files.names_in(root, *names, only_folders=only_folders))
+            return files.fresh(lambda: files.names_in(self.root, *names, only_folders=only_folders))
         except OSError as error:
-            self._note_unreadable(root.joinpath(*names), error)
+            self._note_unreadable(self.root.joinpath(*names), error)
             return []
 
-    def _read(self, key: Key, *, renew: bool) -> Record | None:
+    def _read(self, path: str, key: Key | None = None, *, renew: bool = False) -> Record | None:
         for tier, root in enumerate(self.tiers):
-            path = root / key.path
             try:
-                record, status = files.fresh(partial(_record_at, path, key, tier, renew))
+                record, status = files.fresh(partial(_record_at, root, path, key, tier, renew))
             except OSError as error:
-                self._note_unreadable(path, error)
+                self._note_unreadable(root / path, error)
                 continue
             if isinstance(record, Record):
                 return record
-            self._note_bad(path, record)
+            self._note_bad(root / path, record)
             # Another version's record is not broken; the next put replaces it.
             if tier == 0 and record.cause != "version":
-                self._quarantine(key, record, status)
+                self._quarantine(path, record, status)
         return None
 
-    def _read_header(self, relative: str, key: Key | None = None) -> Header | None:
+    def _read_header(self, relative: str) -> Header | None:
         for tier, root in enumerate(self.tiers):
-            path = root / relative
             try:
-                return files.fresh(partial(_header_at, path, relative, tier, key))
+                return files.fresh(partial(_header_at, root, relative, tier))
             except OSError as error:
-                self._note_unreadable(path, error)
+                self._note_unreadable(root / relative, error)
             except BadRecord as error:
-                self._note_bad(path, error)
+                self._note_bad(root / relative, error)
         return None
 
     def _write(self, relative: str, data: bytes) -> None:
@@ -256,13 +261,14 @@ class Store:
             else:
                 return
 
-    def _quarantine(self, key: Key, error: BadRecord, status: os.stat_result) -> None:
+    def _quarantine(self, relative: str, error: BadRecord, status: os.stat_result) -> None:
         """Move a bad file out of the way, for whoever wants to know what happened to it.
 
         Best effort. A good record that is put between our read and this rename is put back.
         """
-        path = self.root / key.path
-        aside = self.root / QUARANTINE / f"{key.kind}-{key.op}-{key.digest}-{error.cause}"
+        path = self.root / relative
+        kind, op, _, digest = relative.split("/")
+        aside = self.root / QUARANTINE / f"{kind}-{op}-{digest}-{error.cause}"
         try:
             if not _is_same(path.lstat(), status):
                 return
@@ -284,6 +290,9 @@ class Store:
                 ages.append(((folder / name).lstat().st_mtime, name))
         for _, name in sorted(ages)[: max(0, len(ages) - MAX_QUARANTINED)]:
             files.remove(self.root, f"{QUARANTINE}/{name}")
+
+    def _noting(self, root: Path) -> scan.Note:
+        return lambda relative, error: self._note_unreadable(root / relative, error)
 
     def _note_bad(self, path: Path, error: BadRecord) -> None:
         self._count(f"bad:{error.cause}")
@@ -307,16 +316,17 @@ class Store:
 
 
 def _record_at(
-    path: Path, key: Key, tier: int, renew: bool
+    root: Path, path: str, key: Key | None, tier: int, renew: bool
 ) -> tuple[Record | BadRecord, os.stat_result]:
-    """What a file holds for `key`, or why not, and the status of the file that was read."""
-    with files.opened(path) as (descriptor, status):
+    """What a file holds, or why not what it should, and the status of the file that was read."""
+    with files.opened(root / path) as (descriptor, status):
         try:
             data = files.read_up_to(descriptor, FRAME_BYTES)
             # No more than there is, whatever the frame claims; and one byte more than there should
             # be, to notice a file that is too long.
             wanted = min(decode_frame(data).file_bytes, status.st_size) + 1
             record = decode(data + files.read_up_to(descriptor, wanted - len(data)), key)
+            refuse_misplaced(record.key, path)
         except BadRecord as error:
             return error, status
         if renew and tier == 0:
@@ -329,24 +339,15 @@ def _is_listed(header: Header, status: os.stat_result, descriptor: int) -> bool:
     if (status.st_ino, status.st_size) != (header.inode, header.file_bytes):
         return False
     try:  # the inode alone says little: ext4 gives the number of a replaced file to the next one
-        found = _header_in(descriptor, status, header.path, header.key)
+        return scan.header_in(descriptor, status, header.path).created == header.created
     except BadRecord:
         return False
-    return found.created == header.created
 
 
-def _header_at(path: Path, relative: str, tier: int, key: Key | None) -> Header:
-    with files.opened(path) as (descriptor, status):
-        return _located(_header_in(descriptor, status, relative, key), status, tier)
-
-
-def _header_in(descriptor: int, status: os.stat_result, relative: str, key: Key | None) -> Header:
-    data = files.read_up_to(descriptor, _HEADER_GUESS_BYTES)
-    missing = FRAME_BYTES + decode_frame(data).header_bytes - len(data)
-    header = decode_header(data + files.read_up_to(descriptor, missing), status.st_size, key)
-    if header.path != relative:
-        raise BadRecord("key", f"the record of {header.path}")
-    return header
+def _header_at(root: Path, path: str, tier: int) -> Header:
+    with files.opened(root / path) as (descriptor, status):
+        header = scan.header_in(descriptor, status, path)
+    return replace(header, tier=tier) if tier else header
 
 
 def _by_path(found: tuple[str, Header]) -> list[str]:

@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from . import files, scan
-from .counters import FILE as COUNTERS
 from .errors import BadRecord
-from .evict import TEMPORARY_S, USAGE
+from .evict import TEMPORARY_S
 from .keys import KINDS
 from .locks import FOLDER as LOCKS
 from .paths import MARKER, TAG
-from .records import FRAME_BYTES, Record, decode, decode_frame, decode_header
+from .records import FRAME_BYTES, Record, decode, decode_frame, refuse_misplaced
 from .store import QUARANTINE, TEMPORARIES, Store
 
 Remedy = Literal["", "set aside", "removed", "chmod"]
 
-_KNOWN_FILES: Final = (MARKER, TAG, USAGE, COUNTERS)
+_KNOWN_FILES: Final = (MARKER, TAG, scan.USAGE, scan.COUNTERS)
 _INSIDE: Final = {
     TEMPORARIES: scan.TEMPORARY,
     QUARANTINE: scan.QUARANTINED,
@@ -188,13 +187,12 @@ def _file(path: str, status: os.stat_result, remedy: Remedy = "") -> Iterator[Fa
 
 
 def _read(store: Store, path: str) -> Record:
-    with files.opened(store.root / path) as (descriptor, status):
+    with files.opened(store.root / path) as (descriptor, _):
         data = files.read_up_to(descriptor, FRAME_BYTES)
         data += files.read_up_to(descriptor, decode_frame(data).file_bytes + 1 - len(data))
-    header = decode_header(data, status.st_size)
-    if header.path != path:
-        raise BadRecord("key", f"the record of {header.path}")
-    return decode(data, header.key)
+    record = decode(data)
+    refuse_misplaced(record.key, path)
+    return record
 
 
 def _bad(path: str, error: BadRecord, inode: int) -> Fault:

@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from jitd.cache import counters
 from jitd.cache.clear import Cleared, clear, clear_all, select
 from jitd.cache.errors import CacheFolderError
+from jitd.cache.evict import Bounds, evict, read_usage
 from jitd.cache.keys import Key
 from jitd.cache.paths import MARKER
+from jitd.cache.scan import COUNTERS
 from jitd.cache.store import Store
 
 KEYS = [
@@ -71,6 +74,28 @@ def test_clear_all_leaves_an_empty_cache(full: Store) -> None:
     assert left == [MARKER, "CACHEDIR.TAG", "locks", "locks/winner-00.lock"]
     full.put(KEYS[0], {})
     assert full.has(KEYS[0])
+
+
+def test_clear_all_forgets_what_was_counted(full: Store, tmp_path: Path) -> None:
+    """The estimate and the counters go with what they were about; a link in their place stays."""
+    evict(full, Bounds())
+    counters.add(full.root, {"hits": 3})
+    number = len(KEYS) + 2
+    assert clear_all(full, dry_run=True).files == number
+    assert clear_all(full).files == number
+    assert counters.total(full.root) == {}
+    assert read_usage(full) is None
+    (tmp_path / "mine").write_text("{}")
+    (full.root / COUNTERS).symlink_to(tmp_path / "mine")
+    assert clear_all(full).files == 0
+    assert (full.root / COUNTERS).is_symlink()
+
+
+def test_clearing_some_keeps_what_was_counted(full: Store) -> None:
+    """Counters are of the whole cache: clearing a part of it leaves them."""
+    counters.add(full.root, {"hits": 3})
+    clear(full, select(full, op="silu"))
+    assert counters.total(full.root) == {"hits": 3}
 
 
 def test_clear_all_keeps_foreign_files(full: Store) -> None:

@@ -181,6 +181,7 @@ def test_another_evictor_is_no_trouble(store: Store, put, monkeypatch: pytest.Mo
     monkeypatch.setattr(scan, "entries", then_all_goes)
     evicted = evict.evict(store, Bounds(0, 0), now=NOW)
     assert (evicted.total.files, evicted.failed) == (0, 0)
+    assert (evicted.files, evicted.bytes) == (0, 0)
 
 
 def test_nothing_foreign_goes(store: Store, put, tmp_path: Path) -> None:

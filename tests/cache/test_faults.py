@@ -19,8 +19,10 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from jitd.cache import bundle, counters
 from jitd.cache.clear import clear_all
 from jitd.cache.errors import CacheWriteError
+from jitd.cache.evict import USAGE, Bounds, evict
 from jitd.cache.keys import Key
 from jitd.cache.paths import open_root
 from jitd.cache.records import FORMAT_VERSION, FRAME_BYTES, MAGIC
@@ -272,6 +274,13 @@ FAULTS = [
     Fault("header of an unknown kind", header_with(kind="spell"), "bad:kind"),
     Fault("header with a path for an op", header_with(op="../../etc"), "bad:key"),
     Fault("header with another digest", header_with(digest="0" * 40), "bad:key"),
+    Fault(
+        "header with other parts",
+        header_with(parts=WITNESS.parts),
+        "bad:key",
+        header_ok=True,
+    ),
+    Fault("header with text for a part", header_with(parts=["dtype"]), "bad:decode"),
     Fault("header with text for a time", header_with(created="today"), "bad:decode"),
     Fault("header claims a huge array", crafted(b"\xdd\xff\xff\xff\xff", None), "bad:decode"),
     Fault("header nested deeply", crafted(b"\x91" * 5000 + b"\xc0", None), "bad:decode"),
@@ -491,7 +500,40 @@ def reader_in_front(case: Case, fault: Fault) -> None:
     assert snapshot(case.store.root) == before
 
 
-ACTORS = [reader, asker, lister, writer, remover, clearer, reader_in_front]
+def evictor(case: Case, fault: Fault) -> None:
+    """`evict`: within bounds all stays; beyond them what jitd wrote goes, all else stays."""
+    store = case.fresh()
+    before = regular_files(store.root)
+    assert evict(store, Bounds()).total.files == 0
+    assert regular_files(store.root) == before
+    there = os.path.lexists(case.path)
+    ours = there and stat.S_ISREG(case.path.lstat().st_mode) and _begins_with_magic(case.path)
+    foreign = [path for path in store.root.rglob("*") if "foreign" in path.name]
+    evicted = evict(store, Bounds(0, 0))
+    assert os.path.lexists(case.path) == (there and not ours)
+    assert all(path.exists() for path in foreign)
+    assert not (store.root / WITNESS.path).is_file()
+    assert evicted.failed == 0
+    assert counters.total(store.root)["evictions"] == evicted.total.files
+    assert body_of(store, KEY) is None
+
+
+def exporter(case: Case, fault: Fault) -> None:
+    """A bundle of all that is listed holds what is right, and only that."""
+    store = case.fresh()
+    expected: dict[Key, object] = {KEY: BODY} if fault.intact else {}
+    if (store.root / WITNESS.path).is_file():
+        expected[WITNESS] = NEW
+    records = [store.record_for(header) for header in store.headers("winner")]
+    file = case.tmp / "bundle.jitd"
+    bundle.write(file, [record for record in records if record])
+    with bundle.opened(file) as opened:
+        assert {record.key: record.body for record in opened.records()} == expected
+    assert [path.name for path in case.tmp.glob("*bundle*")] == [file.name]
+
+
+ACTORS = [reader, asker, lister, writer, remover, clearer, reader_in_front, evictor, exporter]
+EMPTYING = (clearer, evictor)
 
 
 def leftovers(store: Store) -> list[str]:
@@ -509,6 +551,12 @@ def snapshot(root: Path) -> dict[str, object]:
         )
         for path in root.rglob("*")
     }
+
+
+def regular_files(root: Path) -> dict[str, object]:
+    """All but the estimate of how much there is."""
+    found = snapshot(root)
+    return {name: found[name] for name in found if (root / name).is_file() and name != USAGE}
 
 
 def _begins_with_magic(path: Path) -> bool:
@@ -538,7 +586,7 @@ def test_the_fault_table(case: Case, fault: Fault, actor: Callable[[Case, Fault]
     witness = (case.store.root / WITNESS.path).is_file()
     actor(case, fault)
     store = case.fresh()
-    if actor is not clearer:
+    if actor not in EMPTYING:
         assert body_of(store, WITNESS) == (NEW if witness else None)
     if fault.obstacle:
         remove_whatever(case.at(fault.obstacle))

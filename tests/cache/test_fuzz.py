@@ -9,7 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jitd.cache.errors import CAUSES, BadRecord
 from jitd.cache.keys import Key
-from jitd.cache.records import FRAME_BYTES, MAGIC, Record, decode, decode_frame, decode_header
+from jitd.cache.records import (
+    FRAME_BYTES,
+    MAGIC,
+    Record,
+    decode,
+    decode_frame,
+    decode_header,
+    decode_listed,
+)
 
 from .fuzz import Original, damaged, nested, originals, resealed, sealed
 
@@ -36,6 +44,8 @@ def decoded(data: bytes, key: Key) -> Record | None:
     for read in (
         lambda: decode_header(data, len(data)),
         lambda: decode_header(data[: FRAME_BYTES + decode_frame(data).header_bytes], len(data)),
+        lambda: decode_listed(data, len(data), key.path),
+        lambda: decode(data),
         lambda: decode(data, key),
     ):
         try:

@@ -1,5 +1,6 @@
 """What the cache and its bundles are to other users of the machine."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jitd.cache import files
 from jitd.cache.bundle import opened, write
 from jitd.cache.errors import BadBundle, KeyRefused
 from jitd.cache.keys import Key
@@ -66,6 +68,29 @@ def test_a_bundle_is_private_whatever_the_umask(tmp_path: Path) -> None:
             os.umask(previous)
         for name in (f"b{umask}", f"k{umask}", f"k{umask}.pub"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_a_new_file_that_cannot_be_made_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays of a file whose mode cannot be set; another's in its place is not touched."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", refuse)
+        previous = os.umask(0o777)
+        try:
+            with pytest.raises(PermissionError):
+                files.new(tmp_path / "mine")
+        finally:
+            os.umask(previous)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "theirs").write_text("theirs")
+    with pytest.raises(FileExistsError):
+        files.new(tmp_path / "theirs")
+    assert (tmp_path / "theirs").read_text() == "theirs"
 
 
 def test_links_that_a_stranger_planted(shared: Path, as_root: None) -> None:

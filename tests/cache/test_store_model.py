@@ -48,11 +48,6 @@ class File:
     is_folder: bool = False
     is_old: bool = False
 
-    @property
-    def bad_listed(self) -> str | None:
-        """The counter for a reader without a key, who only sees that the path is another's."""
-        return "bad:key" if self.bad_header == "bad:kind" else self.bad_header
-
 
 def _flipped(data: bytes, position: int) -> bytes:
     damaged = bytearray(data)
@@ -147,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
     def is_intact(self, key: Key) -> None:
         there = self.model.get(key)
         assert self.store.is_intact(key.path) == (there is not None and there.bad_header is None)
-        self.count(there and there.bad_listed)
+        self.count(there and there.bad_header)
 
     @rule(key=KEYS)
     def delete(self, key: Key) -> None:
@@ -172,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         expected = {}
         for key, there in self.model.items():
             if kind in (None, key.kind) and op in (None, key.op):
-                self.count(there.bad_listed)
+                self.count(there.bad_header)
                 if there.bad_header is None:
                     expected[key] = there
         found = list(self.store.headers(kind, op))

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from jitd.jit.toolchain import toolchain
+from jitd.jit.toolchain import digest_of, toolchain
 
 
 @pytest.mark.compiler
@@ -48,3 +48,23 @@ def test_what_changes_no_code_does_not(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
     monkeypatch.setenv("TRITON_PRINT_AUTOTUNING", "1")
     assert toolchain() == before
+
+
+WHEEL = "triton/_C/libtriton.so,sha256=aa,9\ntriton/backends/nvidia/bin/ptxas,sha256=bb,8\n"
+BY_PIP = (
+    "../../../bin/proton,sha256=cc,225\n"
+    "triton-3.9.0.dist-info/INSTALLER,sha256=dd,4\n"
+    "triton-3.9.0.dist-info/RECORD,,\n"
+    "triton/__pycache__/__init__.cpython-311.pyc,,\n"
+)
+
+
+def test_where_and_how_it_was_installed_does_not_matter():
+    """One wheel is one toolchain in every environment: binaries can be carried between them."""
+    assert digest_of(BY_PIP + WHEEL) == digest_of(WHEEL) != digest_of("")
+
+
+@pytest.mark.parametrize("name", ["libtriton.so,sha256=aa", "ptxas,sha256=bb"])
+def test_another_library_is_another_toolchain(name):
+    """The hash of each library of the wheel counts."""
+    assert digest_of(WHEEL.replace(name, f"{name}x")) != digest_of(WHEEL)

@@ -18,6 +18,7 @@ from ...cache.store import Store
 from ...jit.device import stand_in
 from ...jit.settings import Settings
 from ...jit.toolchain import toolchain
+from ..jitctl.listing import look
 from ..jitctl.stats import figures
 from .environment import environment, print_versions, write_json
 from .table import Column, Table, number
@@ -27,7 +28,7 @@ OPS: Final = 20
 KINDS: Final = (*["artifact"] * 5, "check", "check", "winner", "source", "receipt")
 LOOK_UPS: Final = 2_000
 ROUNDS: Final = 3
-GOALS: Final = {"lookup_us": 200.0, "headers_s": 2.0, "stats_s": 2.0, "gc_s": 5.0}
+GOALS: Final = {"lookup_us": 200.0, "list_s": 2.0, "stats_s": 2.0, "gc_s": 5.0}
 """What is promised for the largest cache; `lookup_us` with a warm page cache."""
 
 
@@ -37,7 +38,7 @@ def run(*, numbers: Sequence[int], within: Path | None, json: Path | None) -> bo
     print_versions(facts)
     report: dict[str, Any] = {"benchmark": "cache", "environment": facts, "goals": GOALS}
     rows: list[dict[str, float]] = []
-    columns = ("records", "look-up us", "headers s", "stats s", "entries s", "gc s", "MB")
+    columns = ("records", "look-up us", "list s", "stats s", "gc s", "unlink s", "MB")
     table = Table([Column(name, 9) for name in columns])
     for count in sorted(numbers):
         with tempfile.TemporaryDirectory(prefix="jitd-bench-", dir=within) as folder:
@@ -47,10 +48,10 @@ def run(*, numbers: Sequence[int], within: Path | None, json: Path | None) -> bo
             [
                 str(count),
                 number(row["lookup_us"]),
-                number(row["headers_s"], 3),
+                number(row["list_s"], 3),
                 number(row["stats_s"], 3),
-                number(row["entries_s"], 3),
                 number(row["gc_s"], 3),
+                number(row["unlink_s"], 3),
                 number(row["bytes"] / 1e6, 0),
             ]
         )
@@ -68,7 +69,11 @@ def run(*, numbers: Sequence[int], within: Path | None, json: Path | None) -> bo
 
 
 def measured(root: Path, count: int) -> dict[str, float]:
-    """The figures of a cache of `count` records, which is made here. Eviction removes half."""
+    """The figures of a cache of `count` records, which is made here.
+
+    Eviction removes half of them. `unlink_s` is what the file system takes to remove the other half
+    and their folders when nobody looks at anything: `gc_s` cannot be less.
+    """
     store = Store(open_root(root))
     keys = fill(store, count)
     asked = random.Random(0).choices(keys, k=LOOK_UPS)
@@ -83,14 +88,21 @@ def measured(root: Path, count: int) -> dict[str, float]:
     row = {
         "records": float(count),
         "lookup_us": 1e6 * statistics.median(times),
-        "headers_s": _best(lambda: sum(1 for _ in store.headers())),
+        "list_s": _best(lambda: look(store, "winner")),
         "stats_s": _best(lambda: figures(store, settings)),
-        "entries_s": _best(lambda: sum(1 for _ in scan.entries(store.root))),
         "bytes": float(sum(entry.bytes for entry in scan.entries(store.root))),
     }
     began = time.perf_counter()
     evict(store, Bounds(1 << 50, count // 2))
-    return {**row, "gc_s": time.perf_counter() - began}
+    row["gc_s"] = time.perf_counter() - began
+    left = [store.root / entry.path for entry in scan.entries(store.root)]
+    folders = {path.parent for path in left}
+    began = time.perf_counter()
+    for path in left:
+        path.unlink()
+    for folder in folders:
+        folder.rmdir()
+    return {**row, "unlink_s": time.perf_counter() - began}
 
 
 def fill(store: Store, count: int) -> list[Key]:
