@@ -4,7 +4,7 @@ interpreter.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait, libdevice
 
 if triton.knobs.runtime.interpret:
 
@@ -12,6 +12,23 @@ if triton.knobs.runtime.interpret:
     def exp2(t):
         """2^t."""
         return tl.exp2(t)
+
+    @triton.jit
+    def exp(v):
+        """e^v."""
+        return tl.exp(v)
+
+    @triton.jit
+    def tanh(v):
+        """tanh(v), by e^-2|v|."""
+        e = tl.exp(-2.0 * tl.abs(v))
+        t = (1.0 - e) / (1.0 + e)
+        return tl.where(v < 0, -t, t)
+
+    @triton.jit
+    def reciprocal(v):
+        """1 / v."""
+        return 1.0 / v
 
     @triton.jit
     def rsqrt(v):
@@ -35,6 +52,23 @@ else:
         """
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+    @triton.jit
+    def exp(v):
+        """e^v as CUDA's expf computes it, to 1 ulp; but a result below 2^-126 is 0."""
+        return libdevice.exp(v)
+
+    @triton.jit
+    def tanh(v):
+        """tanh(v) as CUDA's tanhf computes it, to 1 ulp."""
+        return libdevice.tanh(v)
+
+    @triton.jit
+    def reciprocal(v):
+        """1 / v to 1 ulp for v from 2^-126 to 2^126: one instruction."""
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
         )
 
     @triton.jit

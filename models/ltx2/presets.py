@@ -1,21 +1,41 @@
-"""LTX-2's released upsamplers and the resolutions people run. Imports no torch.
+"""LTX-2's released models and the resolutions people run. Imports no torch.
 
 A size is that of the finished video, after both stages. Stage 1 denoises at half the height and
 width, the upsampler doubles its latents, stage 2 refines them. The VAE turns 32x32 pixels into one
-latent pixel, and 8 frames into one latent frame, the first frame excepted.
+latent pixel, and 8 frames into one latent frame, the first frame excepted. A latent pixel is a
+token of the transformer.
 """
 
 import re
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from types import MappingProxyType
 
-__all__ = ["DEFAULT_FRAMES", "PRESETS", "UPSAMPLERS", "Size", "latent_shape"]
+__all__ = [
+    "DEFAULT_FRAMES",
+    "PRESETS",
+    "STAGES",
+    "TEXT_TOKENS",
+    "TRANSFORMERS",
+    "UPSAMPLERS",
+    "VARIANTS",
+    "Size",
+    "Variant",
+    "audio_tokens",
+    "latent_shape",
+    "variant_named",
+    "video_tokens",
+]
 
 DEFAULT_FRAMES = 121  # five seconds at 24 frames per second, and the one frame that stands alone
 LATENT_PIXELS = 32  # pixels along a side of one latent pixel
 LATENT_FRAMES = 8  # video frames in each latent frame but the first
 STAGE_SCALE = 2  # what the upsampler enlarges height and width by, between the stages
+STAGES = (1, 2)
+FRAMES_PER_SECOND = 24
+AUDIO_PER_SECOND = 25  # tokens of audio
+TEXT_TOKENS = 1024  # of a prompt, padded
 
 _SIDE_STEP = LATENT_PIXELS * STAGE_SCALE
 _RULE = (
@@ -72,10 +92,21 @@ class Size:
         return "x".join(map(str, self._values))
 
 
-def latent_shape(size: Size) -> tuple[int, int, int]:
-    """(F, h, w) of the upsampler's input: stage 1's latents, half the final height and width."""
+def latent_shape(size: Size, stage: int = 1) -> tuple[int, int, int]:
+    """(F, h, w) of a stage's latents: stage 1's are the upsampler's input, stage 2's its output."""
     frames = (size.frames - 1) // LATENT_FRAMES + 1
-    return frames, size.height // _SIDE_STEP, size.width // _SIDE_STEP
+    side = LATENT_PIXELS * (STAGE_SCALE if stage == 1 else 1)
+    return frames, size.height // side, size.width // side
+
+
+def video_tokens(size: Size, stage: int) -> int:
+    """Tokens of the video stream in a stage."""
+    return prod(latent_shape(size, stage))
+
+
+def audio_tokens(size: Size, frames_per_second: float = FRAMES_PER_SECOND) -> int:
+    """Tokens of the audio stream, the same in both stages: 25 for each second."""
+    return round(size.frames / frames_per_second * AUDIO_PER_SECOND)
 
 
 def _nearest(value: int, step: int, least: int) -> list[int]:
@@ -115,3 +146,62 @@ UPSAMPLERS = MappingProxyType(
         "2.3": MappingProxyType({**_RELEASED, "use_rational_resampler": False}),
     }
 )
+
+# Arguments of LTX2Transformer, by model version: what differs from the defaults of its config.
+TRANSFORMERS = MappingProxyType(
+    {
+        "2.0": MappingProxyType({}),
+        "2.3": MappingProxyType(
+            {
+                "gated_attn": True,
+                "cross_attn_mod": True,
+                "audio_gated_attn": True,
+                "audio_cross_attn_mod": True,
+                "use_prompt_embeddings": False,
+                "perturbed_attn": True,
+            }
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A released checkpoint and how it is run.
+
+    version: that of TRANSFORMERS and UPSAMPLERS. batch: samples of a forward in stage 1 and in
+    stage 2; two are a prompt and its negative, guided classifier-free. steps: how many forwards of
+    each a run makes, without those of further guidance. recipe: how a run denoises, by its name in
+    `denoising.recipes`. isolated: stage 1 makes forwards of isolated streams besides, each pass by
+    itself.
+    """
+
+    version: str
+    batch: tuple[int, int]
+    steps: tuple[int, int]
+    recipe: str
+    isolated: bool = False
+
+    @property
+    def use_cross_timestep(self) -> bool:
+        """Whether the other stream's sigma modulates the attention between the streams."""
+        return self.version != "2.0"
+
+
+# The newest first: it is what `jitctl warmup` takes where none is named.
+VARIANTS = MappingProxyType(
+    {
+        "2.3": Variant("2.3", batch=(2, 1), steps=(30, 3), recipe="2.3-two-stage"),
+        "2.3-distilled": Variant("2.3", batch=(1, 1), steps=(8, 3), recipe="2.3-distilled"),
+        "2.3-hq": Variant("2.3", batch=(1, 1), steps=(29, 6), recipe="2.3-hq", isolated=True),
+        "2.0": Variant("2.0", batch=(2, 1), steps=(40, 3), recipe="2.0-two-stage"),
+        "2.0-distilled": Variant("2.0", batch=(1, 1), steps=(8, 3), recipe="2.3-distilled"),
+    }
+)
+
+
+def variant_named(name: str) -> Variant:
+    """The variant of that name. Raises ValueError that names those there are."""
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}.")
+    return VARIANTS[name]

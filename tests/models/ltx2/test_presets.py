@@ -5,13 +5,25 @@ import sys
 
 import pytest
 from jitd.models import ltx2
-from jitd.models.ltx2.presets import PRESETS, UPSAMPLERS, Size, latent_shape
+from jitd.models.ltx2.denoising.recipes import RECIPES
+from jitd.models.ltx2.presets import (
+    PRESETS,
+    TRANSFORMERS,
+    UPSAMPLERS,
+    VARIANTS,
+    Size,
+    audio_tokens,
+    latent_shape,
+    variant_named,
+    video_tokens,
+)
 
 
 def test_presets_need_no_torch():
     """Presets can be listed from the package without importing torch."""
     code = (
-        "import sys, jitd.models.ltx2 as ltx2; ltx2.PRESETS, ltx2.UPSAMPLERS, ltx2.latent_shape; "
+        "import sys, jitd.models.ltx2 as ltx2; ltx2.PRESETS, ltx2.VARIANTS, ltx2.latent_shape; "
+        "ltx2.TransformerConfig(**ltx2.TRANSFORMERS['2.3']); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
@@ -96,3 +108,40 @@ def test_released_configs():
     old, new = UPSAMPLERS["2.0"], UPSAMPLERS["2.3"]
     assert {key for key in old if old[key] != new[key]} == {"use_rational_resampler"}
     assert (new["in_channels"], new["mid_channels"], new["num_blocks_per_stage"]) == (128, 1024, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage1", "stage2"),
+    [
+        ("512x768", 1536, 6144),
+        ("704x1280", 3520, 14080),
+        ("1024x1536", 6144, 24576),
+        ("1088x1920-hq", 8160, 32640),
+    ],
+)
+def test_tokens(name, stage1, stage2):
+    """Each preset has the tokens that pipelines hand to the transformer in its two stages."""
+    size = PRESETS[name]
+    assert (video_tokens(size, 1), video_tokens(size, 2)) == (stage1, stage2)
+    assert audio_tokens(size) == 126
+
+
+def test_variants():
+    """Every variant names released configs and a recipe of two stages; distilled ones run 8 + 3
+    forwards of one sample, the others guide stage 1 with a negative prompt, beside the prompt in
+    one batch; HQ's passes are forwards of their own.
+    """
+    for name, variant in VARIANTS.items():
+        assert variant.version in TRANSFORMERS and variant.version in UPSAMPLERS
+        distilled = name.endswith("distilled")
+        apart = distilled or name.endswith("-hq")
+        assert variant.batch == ((1, 1) if apart else (2, 1))
+        assert len(RECIPES[variant.recipe].stages) == 2
+        assert not distilled or variant.steps == (8, 3)
+        assert variant.use_cross_timestep == name.startswith("2.3")
+
+
+def test_unknown_variant():
+    """An unknown variant is refused with those there are."""
+    with pytest.raises(ValueError, match=r"'1\.0'.*2\.3, 2\.3-distilled, 2\.3-hq, 2\.0"):
+        variant_named("1.0")

@@ -42,8 +42,8 @@ def builder(tmp_path):
 
 @cache
 def real_calls():
-    """One call for each bucket of LTX-2's presets, in bf16, and some of other kinds."""
-    workload = model("ltx2").workload(list(PRESETS.values()), "bf16", "2.3")
+    """One call for each bucket of one of LTX-2's presets, in bf16, and some of other kinds."""
+    workload = model("ltx2").workload([PRESETS["512x768"]], "bf16", "2.3")
     found = [(bucket.op, bucket.call) for bucket in buckets(workload)]
     shape = (1, 1024, 16, 16, 24)
     last = "channels_last_3d"

@@ -84,7 +84,12 @@ def named(op, name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "numerics"),
-    [("bf16", "exact"), ("fp16", "exact"), ("fp32", "exact"), ("bf16", "fast")],
+    [
+        ("bf16", "exact"),
+        ("fp32", "exact"),
+        pytest.param("fp16", "exact", marks=pytest.mark.long),
+        pytest.param("bf16", "fast", marks=pytest.mark.long),
+    ],
 )
 def test_every_variant_is_right(op, variant, layout, dtype, numerics):
     """Each variant is within the bound of float64 in every dtype, rounding and layout."""

@@ -1,0 +1,93 @@
+"""LTX-2's attention: q and k normalised over all heads, turned, gated by head (2.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.gates import head_gate
+from ..ops.rotary import qk_norm_rotary
+from .rope import Tables
+
+__all__ = ["Attention"]
+
+
+class Attention(nn.Module):
+    """Attention of x (B, S, dim) to context (B, T, context_dim), to itself without one.
+
+    Heads of head_dim channels lie side by side; q and k are normalised across all of them. `gated`
+    scales each head of the result by 2 * sigmoid of what x says (`to_gate_logits`).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        context_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        gated: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        inner, context_dim = heads * head_dim, context_dim or dim
+        self.heads, self.eps = heads, eps
+        self.norm_q = nn.RMSNorm(inner, eps=eps)
+        self.norm_k = nn.RMSNorm(inner, eps=eps)
+        self.to_q = nn.Linear(dim, inner, bias=bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, dim, bias=out_bias)])
+        self.to_gate_logits = nn.Linear(dim, heads) if gated else None
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        rotary: Tables | None = None,
+        context_rotary: Tables | None = None,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        skip: bool = False,
+    ) -> Tensor:
+        """What x gets from context, (B, S, dim).
+
+        rotary, context_rotary: tables of x and of context, for self-attention the former serve
+        both; mask: added to the scores, (B, 1, 1|S, T). Perturbed attention puts the values where
+        the result would be: everywhere with `skip`, else by 1 - `keep` (B, 1, 1), which is 0 or 1.
+        """
+        value = self.to_v(x if context is None else context)
+        out = value if skip else self._attended(x, context, value, rotary, context_rotary, mask)
+        if keep is not None and not skip:
+            out = torch.lerp(value, out, keep)
+        if self.to_gate_logits is not None:
+            out = head_gate(out, self.to_gate_logits(x))
+        return self.to_out[0](out)
+
+    def _attended(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        value: Tensor,
+        rotary: Tables | None,
+        context_rotary: Tables | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        if context is None:
+            context, context_rotary = x, rotary
+        q, k = qk_norm_rotary(
+            self.to_q(x),
+            self.to_k(context),
+            self.norm_q.weight,
+            self.norm_k.weight,
+            *(rotary or (None, None)),
+            *(context_rotary or (None, None)),
+            self.eps,
+        )
+        q, k, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, value))
+        out = F.scaled_dot_product_attention(q, k, value, attn_mask=mask)
+        # Backends give this back token by token in memory, the meta device head by head: a copy
+        # there, a view here, and contiguous either way. What follows is thus the same on meta.
+        return out.transpose(1, 2).flatten(2)

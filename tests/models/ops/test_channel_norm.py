@@ -1,0 +1,156 @@
+"""Norms over channels with SiLU: against the modules of diffusers' VAEs; the kernel by itself."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jitd.jit.declare import Config
+from jitd.jit.interpret import Interpreted
+from jitd.models.ops.channel_norm import channel_rms_norm_silu
+
+from .cases import DTYPES, LAYOUTS, fits, laid_out, name_of, on_meta, randn
+from .signed import LOOSE, made_exact, reference, signed, tensors_of, verdict_of
+
+BY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+SHAPE = (2, 12, 3, 2, 5)
+
+
+def per_channel(x, eps):
+    """LTX-2's two norms and SiLU, op by op."""
+    return F.silu(x / torch.sqrt(torch.mean(x**2, dim=1, keepdim=True) + eps))
+
+
+def wan(x, gamma):
+    """Wan's norm and SiLU, op by op."""
+    n = F.normalize(x.float() if x.dtype != torch.float32 else x, dim=1).to(x.dtype)
+    return F.silu(n * x.shape[1] ** 0.5 * gamma + 0.0)
+
+
+@BY_DTYPE
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [SHAPE, (2, 12, 4, 5), (3, 12)])
+def test_the_reference_is_the_modules(dtype, layout, shape):
+    """Both forms have the bits of their chains of eager ops, in every layout."""
+    if not fits(layout, shape):
+        pytest.skip("no such layout in so few dimensions")
+    x = LAYOUTS[layout](randn(*shape, dtype=dtype))
+    gamma = randn(12, dtype=dtype, seed=1)
+    spread = gamma.view(12, *[1] * (len(shape) - 2))
+    assert torch.equal(channel_rms_norm_silu(x), per_channel(x, 1e-8))
+    assert torch.equal(channel_rms_norm_silu(x, eps=1e-6), per_channel(x, 1e-6))
+    assert torch.equal(channel_rms_norm_silu(x, gamma, 1e-12, form="l2"), wan(x, spread))
+
+
+@pytest.mark.diffusers
+def test_the_reference_is_diffusers():
+    """The norms of diffusers' three VAEs, with SiLU behind them, have the same bits."""
+    from diffusers.models.autoencoders import (  # noqa: PLC0415
+        autoencoder_kl_ltx2,
+        autoencoder_kl_ltx2_audio,
+        autoencoder_kl_wan,
+    )
+
+    for dtype in (torch.bfloat16, torch.float32):
+        x = randn(*SHAPE, dtype=dtype)
+        video = autoencoder_kl_ltx2.PerChannelRMSNorm()
+        audio = autoencoder_kl_ltx2_audio.LTX2AudioPixelNorm(eps=1e-6)
+        theirs = autoencoder_kl_wan.WanRMS_norm(12, images=False).to(dtype)
+        theirs.gamma.data = randn(12, 1, 1, 1, dtype=dtype, seed=1)
+        gamma = theirs.gamma.data.view(-1)
+        with torch.no_grad():
+            assert torch.equal(channel_rms_norm_silu(x), F.silu(video(x)))
+            assert torch.equal(channel_rms_norm_silu(x, eps=1e-6), F.silu(audio(x)))
+            found = channel_rms_norm_silu(x, gamma, 1e-12, form="l2")
+            assert torch.equal(found, F.silu(theirs(x)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_kept_as_promised(layout):
+    """channels_last stays, all else becomes contiguous: on the CPU, on meta, and as a spec."""
+    x = LAYOUTS[layout](randn(*SHAPE))
+    out = channel_rms_norm_silu(x)
+    assert laid_out(out) == laid_out(channel_rms_norm_silu(on_meta(x)))
+    kept = layout == "channels_last"
+    assert out.is_contiguous(memory_format=torch.channels_last_3d) == kept
+    assert kept or out.is_contiguous()
+
+
+X = torch.zeros(2, 6, 4)
+BAD = {
+    "2 to 5 dimensions": ((X[0, 0],), {}),
+    "x is i64": ((X.long(),), {}),
+    r"weight is fp32 \(4,\); allowed is fp32 \(6,\)": ((X, X[0, 0]), {}),
+    "weight is bf16": ((X, X[0, :, 0].bfloat16()), {}),
+    "form='max'; allowed are rms, l2": ((X,), {"form": "max"}),
+    "numerics='most'; allowed are exact, fast": ((X,), {"numerics": "most"}),
+    "16385 channels; allowed are 1 to 16384": ((torch.zeros(1, 16385, 1),), {}),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_refused(message):
+    """Wrong shapes, dtypes and words raise a ValueError that names them and what is allowed."""
+    args, kwargs = BAD[message]
+    with pytest.raises(ValueError, match=message):
+        channel_rms_norm_silu(*args, **kwargs)
+
+
+CASES = [
+    "channel_rms_norm_silu[fp16](2x12x3x2x5)",
+    "channel_rms_norm_silu[fp16](2x24x2x2x5:channels_last_3d)",
+    "channel_rms_norm_silu[fp32](2x12x9, weight=fp32 12, form=l2)",
+    "channel_rms_norm_silu[fp16](1x8x4x4:channels_last, weight=fp16 8, form=l2)",
+    "channel_rms_norm_silu[fp16](1x12x2x8:strided(768,64,8,1))",
+    "channel_rms_norm_silu[fp16](2x5x3x4:perm0213, weight=fp16 5)",
+    "channel_rms_norm_silu[bf16](1x12x9, numerics=fast)",
+]
+WHOLE = {"CHANNELS": 16384, "POSITIONS": 4, "num_warps": 1}
+IN_PARTS = {"CHANNELS": 8, "POSITIONS": 8, "num_warps": 1}
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_a_printed_signature_is_read_back(text):
+    """Signatures survive printing, and so do those of their buckets."""
+    op, call = signed(text)
+    assert op.sign(call).text == text
+    bucket = op.bucket(call)
+    assert op.bucket(bucket) == bucket
+    assert op.parse(op.sign(bucket).text).call == bucket
+    assert all(op.bucket(one) == bucket for one in (*op.reach(bucket), *op.probes(bucket)))
+
+
+def interpreted(text, params):
+    op, call = signed(text)
+    return Interpreted(op, call, Config(op.variants[0], params))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [*((text, WHOLE) for text in CASES), *((CASES[n], IN_PARTS) for n in (0, 1, 2))],
+)
+def test_the_kernel_is_right(text, params):
+    """Both forms, in every layout, are within the bound of float64, and write their output only."""
+    verdict = verdict_of(text, interpreted(text, params), bound=LOOSE)
+    assert verdict.ok, verdict.reason
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["huge", "tiny", "special"])
+@pytest.mark.parametrize("text", CASES[:3])
+def test_hard_inputs_are_survived(text, kind):
+    """Huge and tiny values, NaN and Inf give what eager gives, squares that overflow included."""
+    verdict = verdict_of(text, interpreted(text, WHOLE), bound=LOOSE, kind=kind)
+    assert verdict.ok, verdict.reason
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("text", [CASES[0], CASES[1], CASES[4]])
+@pytest.mark.parametrize("params", [WHOLE, IN_PARTS])
+def test_rounding_is_eagers(text, params):
+    """Positions whose sums of squares are exact in any order have eager's bits."""
+    tensors = tensors_of(text)
+    made_exact(tensors)
+    want = reference(text, *tensors)
+    got = torch.empty_like(want)
+    interpreted(text, params).into(tensors, [got])
+    assert torch.equal(got, want)
