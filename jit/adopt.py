@@ -97,7 +97,9 @@ def publish(bundle: Bundle, made: Plan, store: Store) -> int:
     number = 0
     for record in bundle.records(wanted):
         header = record.header
-        store.put(header.key, record.body, label=header.label, meta=header.meta)
+        # Of former winners the latest serves: a seed must not pass for newer than the user's own.
+        created = 0.0 if made.fates[header.path] == "seed" else None
+        store.put(header.key, record.body, label=header.label, meta=header.meta, created=created)
         number += 1
     return number
 

@@ -7,12 +7,14 @@ from typing import Any
 from ..cache.keys import Key
 from .declare import Argument, Launch, Pointer, check_launch
 from .errors import DeclarationError
-from .sign import Scalar, TensorSpec
+from .sign import Passed, Scalar, TensorSpec
 from .source import Parameter
 
 SCHEMA = 1  # raised when jitd compiles or launches the same kernel differently
 
 Class = tuple[Any, ...]
+
+_FLOATS = ("fp64", "fp32", "fp16", "bf16")  # annotations that fix the type of an argument
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,17 @@ def argument_class(
     """The class into which Triton puts an argument (facts: Triton 3.6 to 3.9, runtime/jit.py).
 
     A pointer: dtype and 16-byte alignment. An integer: its width by magnitude, and, unless the
-    parameter is `do_not_specialize`, whether it is 1 or a multiple of 16. A constexpr: its value.
+    parameter is `do_not_specialize`, whether it is 1 or a multiple of 16. A float: nothing, its
+    value is never looked at. Whatever number is given for a parameter annotated as a float is one
+    of that type (and, of tl.float64, keeps its digits). A constexpr: its value.
     """
     if parameter.constexpr:
-        if isinstance(value, Pointer):
-            raise DeclarationError(f"{parameter.name} is a constexpr, but is given a pointer.")
+        if isinstance(value, Pointer | Passed):
+            kind = "pointer" if isinstance(value, Pointer) else "float that varies"
+            raise DeclarationError(f"{parameter.name} is a constexpr, but is given a {kind}.")
         return ("constexpr", value)
+    if parameter.annotation in _FLOATS and isinstance(value, bool | int | float | Passed):
+        return ("float",)
     match value:
         case None:
             return ("none",)
@@ -111,7 +118,7 @@ def argument_class(
             return ("bool",)
         case int():
             return _integer_class(parameter, value)
-        case float():
+        case float() | Passed():
             return ("float",)
     raise DeclarationError(f"{parameter.name}: a {type(value).__name__} is no runtime argument.")
 

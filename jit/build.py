@@ -28,7 +28,7 @@ from .isolated import Tuner, TunerFailed, wanted_first
 from .keys import check_key, failure_key
 from .op import Op
 from .settings import Mode
-from .shelf import Shelf
+from .shelf import GlancingShelf, Shelf
 from .sign import Call
 from .stats import Stats
 from .task import DoesNotFit, Found, Task
@@ -65,11 +65,19 @@ class Builder:
     policy: Policy = Policy()  # noqa: RUF009  (frozen)
     memory_share: float = 0.5
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    elsewhere: Callable[["Builder", Op, Call], None] = lambda builder, op, call: None
+    """Given the chance to build it, in mode `tune`, before this process does: the daemon."""
     _outdated: set[str] = field(default_factory=set)
 
     @cached_property
     def shelf(self) -> Shelf:
         return Shelf(self.store, self.stats)
+
+    @cached_property
+    def hints(self) -> Winners:
+        """The winners as they were a moment ago: good enough to guess from, and quick."""
+        shelf = GlancingShelf(self.store, self.stats)
+        return Winners(shelf, self.device, self.toolchain, self.policy)
 
     @cached_property
     def artifacts(self) -> Artifacts:
@@ -98,6 +106,8 @@ class Builder:
             )
         if capturing:
             raise NotReady("capturing", "a CUDA graph is being captured: nothing may be built now")
+        if mode == "tune":
+            self.elsewhere(self, op, call)
         key = self.tuning_key(op, call)
         with self._held(key):
             ready = self.look_up(op, call, mode)  # somebody else may have built it meanwhile
@@ -123,6 +133,39 @@ class Builder:
             if check["ok"]:
                 return Ready(config, plan, here)
         return None
+
+    def at_once(self, op: Op, call: Call) -> tuple[Ready | None, bool]:
+        """What is checked and can answer now, and whether it will do so for good.
+
+        The winner; until there is one, that of before an upgrade, the nearest one's config, or the
+        default. Raises NotReady where tuning is known to fail. Builds nothing.
+        """
+        key = self.tuning_key(op, call)
+        if self.shelf.has(key) and self.winner(op, call) is not None:
+            ready = self.look_up(op, call, "tune")
+            if ready is not None:
+                return ready, True
+        elif self.shelf.has_any("negative", op.name):
+            self._refuse_if_failed(op, call)
+        if not self.shelf.has_any("check", op.name):
+            return None, False  # nothing of this op can be launched: a caller waits for this answer
+        hints = self.hints
+        guesses = (hints.former(op, call), hints.guess(op, call), op.default(call, self.device))
+        for config in {config.name: config for config in guesses if config is not None}.values():
+            ready = self._stored(op, call, config)
+            if ready is not None:
+                return ready, False
+        return None, False
+
+    def _stored(self, op: Op, call: Call, config: Config) -> Ready | None:
+        """A config whose binaries are in the store, and right."""
+        plan = config.plan(call, self.device)
+        artifacts = [self.shelf.get(b.key) for b in self.binaries(op, plan, call)]
+        here = tuple(body for body in artifacts if body is not None)
+        if len(here) < len(artifacts):
+            return None
+        check = self.shelf.get(check_key(op, config, _cubins(here), self.device))
+        return Ready(config, plan, here) if check is not None and check["ok"] else None
 
     def ensure_one(self, op: Op, call: Call, configs: Sequence[Config]) -> Ready:
         """The first of `configs` that can be had for `call`. Raises NotReady if none can."""
@@ -190,6 +233,18 @@ class Builder:
         return config
 
     # -- building -----------------------------------------------------------------------------
+
+    def settle(self, op: Op, call: Call) -> Ready:
+        """What answers `call` for good: tuned now unless its bucket has a winner, even though
+        something else may serve it meanwhile. Raises NotReady.
+        """
+        if self.winner(op, call) is None:
+            with self._held(self.tuning_key(op, call)):
+                self._refuse_if_failed(op, call)
+                if self.winner(op, call) is None:
+                    self.tune(op, call)
+                    self.artifacts.forget()
+        return self.get_or_build(op, call, "tune")
 
     def tune_again(self, op: Op, call: Call, *, fresh: bool) -> Config:
         """Tune the bucket of `call` though something may serve it. Raises NotReady.
@@ -306,7 +361,11 @@ class Builder:
             with self._leased():
                 body = self.tuner().check(op, call, config, artifacts, probes)
         except DoesNotFit as error:
-            raise NotReady("no_memory", f"{op.sign(call)} is not checked: {error}") from error
+            smaller = self._smaller_alike(op, call, config)
+            if smaller is None:
+                raise NotReady("no_memory", f"{op.sign(call)} is not checked: {error}") from error
+            self.stats.count("checked_smaller")
+            return self.check(op, smaller, config, artifacts, key)
         except TunerFailed as error:
             log.warning("%s is not checked: %s", op.sign(call), error)
             raise NotReady("tuner_failed", str(error)) from error
@@ -314,6 +373,17 @@ class Builder:
         if not body["ok"]:
             log.warning("%s for %s is wrong: %s", config, op.sign(call), body["reason"])
         return self.shelf.put(key, body, op.sign(call).text, self._checked(config, body))
+
+    def _smaller_alike(self, op: Op, call: Call, config: Config) -> Call | None:
+        """The next smaller bucket, if there the config has the very binaries that it has here."""
+        smaller = op.smaller(op.bucket(call))
+        if smaller is None or config.variant.applies(smaller) is not None:
+            return None
+        here, there = (
+            [b.key for b in self.binaries(op, config.plan(c, self.device), c)]
+            for c in (call, smaller)
+        )
+        return smaller if here == there else None
 
     def prefetch(self, op: Op, call: Call) -> None:
         """Start compiling the candidates of a tune that is to come."""

@@ -12,7 +12,7 @@ from .declare import Config, Device
 from .inputs import make_inputs, sample_kinds
 from .launch import Executable, Loaded
 from .op import Op
-from .sign import Call, TensorSpec
+from .sign import Call, Passed, TensorSpec
 from .task import DoesNotFit
 from .tensors import empty
 
@@ -144,13 +144,17 @@ def allowed_bytes(device: torch.device, share: float) -> int:
 def arguments(
     op: Op, call: Call, tensors: Sequence[torch.Tensor]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The op's arguments with `tensors` in place of the specs of `call`."""
+    """The op's arguments with `tensors` in place of the specs of `call`, and examples of scalars
+    that vary.
+    """
     rest = iter(tensors)
     args, kwargs = [], {}
     for argument in op.arguments:
         value = call[argument.name]
         if isinstance(value, TensorSpec):
             value = next(rest)
+        elif isinstance(value, Passed):
+            value = value.example
         if argument.keyword_only:
             kwargs[argument.name] = value
         else:

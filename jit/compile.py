@@ -15,10 +15,9 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from . import frames
-from .binary import Binary
 from .errors import CompileError, RefusedError
 
 log = logging.getLogger("jitd.compile")
@@ -27,6 +26,13 @@ log = logging.getLogger("jitd.compile")
 # source paths in the cubin (they would differ between install folders and double its size).
 _WORKER_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TRITON_DISABLE_LINE_INFO": "1"}
 _NOT_INHERITED = ("TRITON_INTERPRET", "TRITON_CACHE_MANAGER", "TRITON_KERNEL_OVERRIDE")
+
+
+class Compilable(Protocol):
+    """What can be compiled: a `Binary`, or one that another process described."""
+
+    def request(self) -> dict[str, Any]:
+        """What a worker is asked."""
 
 
 class CompilePool:
@@ -41,7 +47,7 @@ class CompilePool:
         self.jobs = max(1, jobs)
         self.timeout_s = timeout_s
         self.compiled = 0
-        self._requests: queue.SimpleQueue[tuple[Binary, Future[dict[str, Any]]] | None]
+        self._requests: queue.SimpleQueue[tuple[Compilable, Future[dict[str, Any]]] | None]
         self._requests = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._workers: set[_Worker] = set()
@@ -49,7 +55,7 @@ class CompilePool:
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, binary: Binary) -> Future[dict[str, Any]]:
+    def submit(self, binary: Compilable) -> Future[dict[str, Any]]:
         future: Future[dict[str, Any]] = Future()
         with self._lock:
             if self._closed:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ..autotune.space import Space
 from .errors import DeclarationError
-from .sign import Call, Scalar, TensorSpec
+from .sign import Call, Passed, Scalar, TensorSpec
 from .source import FunctionSource, function_source
 
 
@@ -74,7 +74,7 @@ class Workspace:
         return TensorSpec(self.dtype, (self.numel,))
 
 
-Argument: TypeAlias = Pointer | Scalar
+Argument: TypeAlias = Pointer | Passed | Scalar
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,9 @@ def check_launch(launch: Launch) -> None:
             f"Its parameters are {declared}."
         )
     for name, value in launch.args.items():
-        if not isinstance(value, Pointer | bool | int | float | str | None):
+        if not isinstance(value, Pointer | Passed | bool | int | float | str | None):
             raise DeclarationError(
                 f"launch of {launch.kernel}: {name} is a {type(value).__name__}. Allowed are "
-                "Pointer, bool, int, float, str and None; tensor descriptors and tuples are not."
+                "Pointer, Passed, bool, int, float, str and None; tensor descriptors and tuples "
+                "are not."
             )

@@ -8,7 +8,7 @@ reference is counted with its cause.
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from . import record
+from .debug import Checked, check_values
 from .errors import NotReady
 from .launch import Executable, loaded_once
 from .op import Argument, Op
-from .runtime import current
-from .sign import Call
+from .runtime import Runtime, current
+from .sign import Call, Passed
 from .tensors import PLAIN, empty, spec_of
 
 log = logging.getLogger("jitd")
@@ -30,17 +31,20 @@ MAX_ENTRIES = 4096  # per op; past it the table starts anew, from the store
 # Causes that hold for as long as the facts do, and those that cost too much to run into at every
 # call (a tuning process that fails, no memory): the table remembers that the reference answers.
 _LASTING = {"cpu", "unsupported", "empty", "tune_failed", "compile_failed", "wrong"}
-_LASTING |= {"tuner_failed", "no_memory"}
+_LASTING |= {"tuner_failed", "no_memory", "pending"}  # `renew` ends what is pending
 
+_MOST_ASKED = 3  # times that one entry has something built, in mode background
+
+# Its own names begin with an underscore, as no argument's may: an op may have one named `table`.
 _GUARD = """
 def guard({parameters}):
-    if is_compiling() or modes():
-        return torch_op({arguments})
+    if _is_compiling() or _modes():
+        return _torch_op({arguments})
     try:
-        hit = table[{facts}]
-    except NOT_PLAIN:
-        return miss({arguments})
-    return hit({tensors})
+        _hit = _table[{facts}]
+    except _NOT_PLAIN:
+        return _miss({arguments})
+    return _hit({given})
 
 def facts_of({positional}):
     return {facts}
@@ -49,9 +53,9 @@ def facts_of({positional}):
 # What one tensor contributes to the key. Subclasses, other devices and misaligned pointers thus
 # have keys of their own, and so has a tensor without memory, which raises RuntimeError.
 _TENSOR_FACTS = (
-    "type({0}), {0}.dtype, {0}.shape, {0}.stride(), {0}.data_ptr() & 15, {0}.get_device()"
+    "_type({0}), {0}.dtype, {0}.shape, {0}.stride(), {0}.data_ptr() & 15, {0}.get_device()"
 )
-_STATE_FACTS = "autocast(), grad() and ({0})"
+_STATE_FACTS = "_autocast(), _grad() and ({0})"
 
 
 class Dispatcher:
@@ -62,7 +66,13 @@ class Dispatcher:
         self.table: dict[Hashable, Callable[..., Any]] = {}
         self.torch_op: Callable[..., Any] = lambda *args: None
         self.facts_of: Callable[..., Hashable] = lambda *args: None
+        # What a hit is called with: tensors, then the scalars that vary.
+        self._given = [*op.tensors, *op.varying]
         self._lock = threading.Lock()
+        # In mode background: what answered until something better was built.
+        self._outgoing: dict[Hashable, Callable[..., Any]] = {}
+        self._retired: list[Callable[..., Any]] = []
+        self._asked: dict[Hashable, int] = {}
         self._logged: set[tuple[str, str]] = set()
 
     def guard(self) -> Callable[..., Any]:
@@ -73,27 +83,28 @@ class Dispatcher:
         """
         arguments = self.op.arguments
         names = [a.name for a in arguments]
-        tensors = [a.name for a in arguments if a.kind == "tensor"]
-        facts = [_facts(a) for a in arguments]
+        given = [a.name for a in self._given]
+        facts = [_facts(a, varies=a.name in self.op.varies) for a in arguments]
         facts.append(_STATE_FACTS.format(" or ".join(_needs_grad(a) for a in self.op.tensors)))
         source = _GUARD.format(
             parameters=_parameters(arguments),
             positional=", ".join(names),
             arguments=", ".join(names),
-            tensors=", ".join(tensors),
+            given=", ".join(given),
             facts=f"({', '.join(facts)})",
         )
         namespace = {
-            "is_compiling": torch.compiler.is_dynamo_compiling,
-            "autocast": torch._C._is_any_autocast_enabled,
-            "modes": torch._C._len_torch_dispatch_stack,
-            "grad": torch.is_grad_enabled,
-            "table": self.table,
-            "miss": self.miss,
-            "torch_op": lambda *args: self.torch_op(*args),  # noqa: PLW0108  (it is set later)
-            "NOT_PLAIN": (KeyError, AttributeError, RuntimeError, TypeError),
+            "_type": type,
+            "_is_compiling": torch.compiler.is_dynamo_compiling,
+            "_autocast": torch._C._is_any_autocast_enabled,
+            "_modes": torch._C._len_torch_dispatch_stack,
+            "_grad": torch.is_grad_enabled,
+            "_table": self.table,
+            "_miss": self.miss,
+            "_torch_op": lambda *args: self.torch_op(*args),  # noqa: PLW0108  (it is set later)
+            "_NOT_PLAIN": (KeyError, AttributeError, RuntimeError, TypeError),
         }
-        namespace |= {f"default_{a.name}": a.default for a in arguments}
+        namespace |= {f"_default_{a.name}": a.default for a in arguments}
         exec(compile(source, f"<jitd guard of {self.op.name}>", "exec"), namespace)
         self.facts_of = namespace["facts_of"]
         guard: Callable[..., Any] = namespace["guard"]
@@ -111,6 +122,8 @@ class Dispatcher:
             return self._by_reference(args, "autocast")  # with autocast's casts, so unchecked
         call = self.call(args)
         op.check(call)
+        if current().settings.debug:
+            check_values(op, call, tensors)
         record.note(op.sign(call)) if record._recording else None
         present = [t for t in tensors if t is not None]
         if any(t.is_meta for t in present):
@@ -118,14 +131,21 @@ class Dispatcher:
         cause = self._unfit(call, present)
         if cause is None:
             try:
-                hit = self._prepared(call, present)
+                hit, for_good = self._outgoing_while_capturing(args) or self._prepared(
+                    call, present
+                )
             except NotReady as not_ready:
                 cause = not_ready.cause
                 self._log_once(call, not_ready)
             else:
                 self._remember(args, hit)
-                return hit(*tensors)
-        return self._by_reference(args, cause)
+                if not for_good:
+                    self._ask(args, call, present)
+                return hit(*self._hit_arguments(args))
+        answer = self._by_reference(args, cause)
+        if cause == "pending":
+            self._ask(args, call, present)
+        return answer
 
     def below_autograd(self, *args: Any) -> Any:
         """Answer a call that torch's dispatcher makes, without ever going back to it.
@@ -137,7 +157,11 @@ class Dispatcher:
         if not all(map(_is_plain, tensors)):
             return self._by_reference(args, "subclass")
         hit = self.table.get(self.facts_of(*args)) if _have_memory(tensors) else None
-        return self.miss(*args) if hit is None else hit(*tensors)
+        return self.miss(*args) if hit is None else hit(*self._hit_arguments(args))
+
+    def _hit_arguments(self, args: tuple[Any, ...]) -> list[Any]:
+        by_name = dict(zip((a.name for a in self.op.arguments), args, strict=True))
+        return [by_name[a.name] for a in self._given]
 
     # -- who answers --------------------------------------------------------------------------
 
@@ -157,32 +181,89 @@ class Dispatcher:
             return "unsupported"
         return None
 
-    def _prepared(self, call: Call, tensors: list[torch.Tensor]) -> Callable[..., Any]:
+    def _prepared(self, call: Call, tensors: list[torch.Tensor]) -> tuple[Callable[..., Any], bool]:
+        """What answers the call, and whether it will do so for good."""
         runtime = current()
-        if tensors[0].device.type == "cpu":
+        if self._interpreted(runtime, tensors):
             from .interpret import Interpreted  # noqa: PLC0415  (imports Triton)
 
-            return Interpreted(self.op, call)
+            return Interpreted(self.op, call), True
         capturing = torch.cuda.is_current_stream_capturing()
         builder = runtime.builder_at(tensors[0].get_device())
-        ready = builder.get_or_build(self.op, call, runtime.settings.mode, capturing=capturing)
+        ready, for_good = None, True
+        if runtime.settings.mode == "auto":  # what is warm needs no daemon, and none is looked for
+            ready = builder.look_up(self.op, call, "tune")
+        if ready is None and runtime.mode == "background":
+            ready, for_good = builder.at_once(self.op, call)
+            if ready is None:
+                raise NotReady("pending", "it is being built in the background")
+        if ready is None:
+            ready = builder.get_or_build(self.op, call, runtime.mode, capturing=capturing)
         loaded = [loaded_once(artifact, builder.device) for artifact in ready.artifacts]
-        return Executable(ready.plan, loaded, call.tensors, builder.device).call()
+        given = [place for place, a in enumerate(self.op.tensors) if call[a.name] is not None]
+        places = given if len(given) < len(self.op.tensors) else None
+        varying = [a.name for a in self.op.varying]
+        hit = Executable(ready.plan, loaded, call.tensors, builder.device, places, varying).call()
+        return hit, for_good
+
+    @staticmethod
+    def _interpreted(runtime: Runtime, tensors: list[torch.Tensor]) -> bool:
+        return runtime.settings.interpret and tensors[0].device.type == "cpu"
+
+    # -- mode background ----------------------------------------------------------------------
+
+    def _ask(self, args: tuple[Any, ...], call: Call, tensors: list[torch.Tensor]) -> None:
+        """Have something better built than what the table holds for these arguments.
+
+        During a capture, too, which is not disturbed by it: the reference is captured for good.
+        """
+        runtime, facts = current(), self.facts_of(*args)
+        self._asked[facts] = self._asked.get(facts, 0) + 1
+        if self._asked[facts] > _MOST_ASKED:
+            return  # it is built, they say, and not to be found: what answers now will do
+        builder = runtime.builder_at(tensors[0].get_device())
+        runtime.background.ask(builder, self.op, call, lambda: self.renew(facts))
+
+    def renew(self, facts: Hashable) -> None:
+        """The next call with these facts looks into the store again. From any thread."""
+        hit = self.table.get(facts)
+        if hit is not None:
+            self._outgoing[facts] = hit  # before it is gone: a capture must find one of the two
+            self.table.pop(facts, None)
+
+    def _outgoing_while_capturing(
+        self, args: tuple[Any, ...]
+    ) -> tuple[Callable[..., Any], bool] | None:
+        """What answered before, during a capture: nothing is swapped in the middle of one."""
+        if not self._outgoing or not torch.cuda.is_current_stream_capturing():
+            return None
+        hit = self._outgoing.get(self.facts_of(*args))
+        return None if hit is None else (hit, True)
 
     def _by_reference(self, args: tuple[Any, ...], cause: str) -> Any:
         """The reference's answer, counted; for a lasting cause the table learns to ask it."""
         if cause in _LASTING:
-            self._remember(args, ReferenceAnswer(self.op, args, cause))
+            self._remember(args, ReferenceAnswer(self.op, args, cause, self._given))
         current().stats.count(f"reference:{cause}")
         return _reference(self.op, args)
 
     def _remember(self, args: tuple[Any, ...], hit: Callable[..., Any]) -> None:
         if record._recording:
             return
+        if current().settings.debug and self.op.below:
+            hit = Checked(self.op, self.call(args), hit)
         with self._lock:
             if len(self.table) >= MAX_ENTRIES:
                 self.table.clear()
-            self.table[self.facts_of(*args)] = hit
+                self._asked.clear()
+            facts = self.facts_of(*args)
+            outgoing = self._outgoing.get(facts) if self._outgoing else None
+            if outgoing is hit:  # a capture is under way: look again after it
+                return
+            if outgoing is not None:
+                # Graphs that captured it know its workspaces by their addresses only.
+                self._retired.append(self._outgoing.pop(facts))
+            self.table[facts] = hit
 
     def _log_once(self, call: Call, not_ready: NotReady) -> None:
         signature = str(self.op.sign(call))
@@ -194,6 +275,11 @@ class Dispatcher:
 
     def _refuse_other_types(self, args: tuple[Any, ...]) -> None:
         for argument, value in zip(self.op.arguments, args, strict=True):
+            if argument.name in self.op.varies and not isinstance(value, int | float):
+                raise ValueError(
+                    f"{self.op.name}: {argument.name} is a {type(value).__name__}; allowed is a "
+                    "float. (To read a tensor would be to wait for its device.)"
+                )
             if argument.kind != "tensor" or (value is None and argument.optional):
                 continue
             if not isinstance(value, torch.Tensor):
@@ -213,6 +299,8 @@ class Dispatcher:
                 argument.name: (
                     spec_of(value)
                     if isinstance(value, torch.Tensor)
+                    else Passed(argument.name, self.op.varies[argument.name])
+                    if argument.name in self.op.varies
                     else float(value)
                     if argument.kind == "float"
                     else value
@@ -225,16 +313,18 @@ class Dispatcher:
 class ReferenceAnswer:
     """The reference in the place of a kernel, for facts that no kernel can answer."""
 
-    def __init__(self, op: Op, args: tuple[Any, ...], cause: str) -> None:
+    def __init__(
+        self, op: Op, args: tuple[Any, ...], cause: str, given: Sequence[Argument]
+    ) -> None:
         self.op, self.cause = op, f"reference:{cause}"
-        # Scalars are part of the facts; tensors are not held.
+        # Scalars are part of the facts unless they vary; tensors are not held.
         self.args = [None if isinstance(a, torch.Tensor) else a for a in args]
-        self.places = [i for i, a in enumerate(op.arguments) if a.kind == "tensor"]
+        self.places = [op.arguments.index(a) for a in given]
 
-    def __call__(self, *tensors: torch.Tensor) -> Any:
+    def __call__(self, *given: Any) -> Any:
         args = list(self.args)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            args[place] = tensor
+        for place, value in zip(self.places, given, strict=True):
+            args[place] = value
         current().stats.count(self.cause)
         return _reference(self.op, args)
 
@@ -260,6 +350,7 @@ def forget() -> None:
     """Empty every table: the next call of each signature is looked up again."""
     for dispatcher in _dispatchers.values():
         dispatcher.table.clear()
+        dispatcher._asked.clear()
 
 
 @contextmanager
@@ -313,12 +404,16 @@ def _parameters(arguments: tuple[Argument, ...]) -> str:
     for argument in arguments:
         if argument.keyword_only and "*" not in words:
             words.append("*")
-        default = "" if argument.default is inspect.Parameter.empty else f"=default_{argument.name}"
+        default = (
+            "" if argument.default is inspect.Parameter.empty else f"=_default_{argument.name}"
+        )
         words.append(argument.name + default)
     return ", ".join(words)
 
 
-def _facts(argument: Argument) -> str:
+def _facts(argument: Argument, *, varies: bool) -> str:
+    if varies:  # by its type alone: a tensor in its place must not be read
+        return f"_type({argument.name})"
     if argument.kind != "tensor":
         return argument.name
     facts = _TENSOR_FACTS.format(argument.name)

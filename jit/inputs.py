@@ -19,7 +19,7 @@ import torch
 
 from .op import Op
 from .sign import Call, TensorSpec
-from .tensors import random
+from .tensors import random, random_below
 
 _MANY = 1 << 27  # elements above which only the kinds are used that depend on the size of a call
 _LARGE = 1 << 30  # elements above which one kind of inputs has to do: memory and time
@@ -47,14 +47,17 @@ def make_inputs(
 ) -> list[torch.Tensor]:
     """The tensor arguments of `call`, in order, random by the generator alone.
 
-    Raises ValueError for a kind that does not exist and for tensors of integers.
+    Raises ValueError for a kind that does not exist, and for tensors of integers of which the op
+    does not say what they are `below`.
     """
-    specs = [call[argument.name] for argument in op.tensors]
-    first, *others = [spec for spec in specs if isinstance(spec, TensorSpec)]
-    return [
-        _of_kind(kind, first, device, generator),
-        *(random(spec, device, generator) for spec in others),
-    ]
+    (_, first), *others = call.tensors.items()
+    made = [_of_kind(kind, first, device, generator)]
+    for name, spec in others:
+        if name in op.below:
+            made.append(random_below(op.below[name](call), spec, device, generator))
+        else:
+            made.append(random(spec, device, generator))
+    return made
 
 
 def _of_kind(

@@ -56,7 +56,12 @@ class Watcher(Protocol):
 
 
 class Tuner(Protocol):
-    """What checks and times kernels: `Isolated`, or `InProcess` where that cannot be."""
+    """What checks and times kernels: `Isolated`, or `InProcess` where that cannot be.
+
+    `duty` is the share of its time for which it may use the GPU.
+    """
+
+    duty: float
 
     def start(self) -> None:
         """Get ready meanwhile, if that takes time."""
@@ -78,6 +83,7 @@ class InProcess:
 
     def __init__(self, device: Device, memory_share: float) -> None:
         self.device, self.memory_share = device, memory_share
+        self.duty = 1.0  # it does not rest: the caller waits
 
     def start(self) -> None:
         """Nothing to start."""
@@ -114,6 +120,7 @@ class Isolated:
     ) -> None:
         self.device, self.step_timeout_s, self.memory_share = device, step_timeout_s, memory_share
         self.stats = stats
+        self.duty = 1.0  # the child rests between steps
         self._instead = InProcess(device, memory_share)
         self._child: Child | None = None
         self._lock = threading.RLock()
@@ -188,6 +195,7 @@ class Isolated:
             "artifacts": [dict(artifact) for artifact in artifacts],
             "probes": [pack_call(probe) for probe in probes],
             "memory_share": self.memory_share,
+            "duty": self.duty,
         }
         try:
             answer = self._checked(request)
@@ -229,6 +237,7 @@ class Isolated:
             child.tunes += 1
             coming = len(task.configs) - len(task.known)
             request = {"do": "tune", "number": child.tunes, "coming": coming, "task": task.pack()}
+            request["duty"] = self.duty
             child.send(request)
             feeder = threading.Thread(
                 target=_feed,

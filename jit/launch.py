@@ -19,7 +19,8 @@ import torch
 from . import device as devices
 from .declare import Device, Launch, Plan, Pointer
 from .errors import LaunchError
-from .sign import ITEM_BYTES, TensorSpec
+from .scalars import Wanted, Words
+from .sign import ITEM_BYTES, Passed, TensorSpec
 from .stats import STATS
 from .tensors import DTYPES
 
@@ -135,7 +136,10 @@ class Executable:
 
     It holds shapes, strides, scalars and functions, but no tensor of a call. Arguments are the
     op's tensor arguments in order, which must have the facts (dtype, shape, strides, alignment,
-    device) that it was made for; the in-process table guarantees that.
+    device) that it was made for; the in-process table guarantees that. `places` are those of
+    `inputs` among the arguments if it is called with others, too: optional ones that are None.
+    Behind the tensors come the scalars named in `varying`, in that order; `into` alone may do
+    without them, and takes their examples.
     """
 
     def __init__(
@@ -144,8 +148,12 @@ class Executable:
         loaded: Sequence[Loaded],
         inputs: Mapping[str, TensorSpec],
         device: Device,
+        places: Sequence[int] | None = None,
+        varying: Sequence[str] = (),
     ) -> None:
         self.device = device
+        self._places = list(range(len(inputs))) if places is None else list(places)
+        self._gaps = places is not None
         self._torch_device = torch.device("cuda", device.index)
         self._outputs = [(s.shape, s.strides, DTYPES[s.dtype]) for s in plan.outputs.values()]
         # torch.empty_like is the quickest way to an output that is laid out as an input is.
@@ -166,24 +174,37 @@ class Executable:
         # Where each pointer comes from: an index into inputs + outputs + zeroed + [scratch].
         self._inputs = len(inputs)
         names = [*inputs, *plan.outputs, *(n for n, w in plan.workspaces.items() if w.zeroed)]
-        places = {name: (index, 0) for index, name in enumerate(names)}
-        places |= {name: (len(names), offset) for name, offset in offsets.items()}
+        sources = {name: (index, 0) for index, name in enumerate(names)}
+        sources |= {name: (len(names), offset) for name, offset in offsets.items()}
+        # Behind them all the scalars that vary, as words: to a launch they are addresses.
+        self._varying = len(varying)
+        words = Words.of(plan.launches, loaded, varying)
+        self._words = words if words.wanted else None
+        first = len(names) + (1 if self._scratch_bytes else 0)
+        scalars = {wanted: (first + n, 0) for n, wanted in enumerate(words.wanted)}
         self._steps = [
-            _Step(launch, binary, places)
+            _Step(launch, binary, sources, scalars)
             for launch, binary in zip(plan.launches, loaded, strict=True)
         ]
 
     def call(self) -> Callable[..., Any]:
         """The quickest function that does what calling this does."""
         step = self._steps[0] if len(self._steps) == 1 else None
+        general = self._with_scalars if self._varying else self
         if step is None or self._like is None or self._zeroed or self._contiguous:
-            return self
-        return self if self._scratch_bytes or not step.plain else self._unrolled(step, self._like)
+            return general
+        if self._scratch_bytes or not step.plain:
+            return general
+        if self._words is None:
+            return general if self._varying else self._unrolled(step, self._like)
+        if not self._varying:  # called without the scalars, with examples of them
+            return general
+        return self._unrolled_with_scalars(step, self._like, self._words)
 
     def _unrolled(self, step: "_Step", like: int) -> Callable[..., Any]:
         """One plain launch, one output like an input, nothing else: without loops and lists."""
-        index, general = self.device.index, self
-        inputs = [(slot, at) for slot, at, _ in step.pointers if at < self._inputs]
+        index, general, like = self.device.index, self, self._places[like]
+        inputs = [(slot, self._places[at]) for slot, at, _ in step.pointers if at < self._inputs]
         results = [slot for slot, at, _ in step.pointers if at == self._inputs]
         get_device, get_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
         empty_like, launch = torch.empty_like, devices.driver().cuLaunchKernel
@@ -210,7 +231,49 @@ class Executable:
 
         return call
 
-    def __call__(self, *tensors: torch.Tensor) -> Any:
+    def _unrolled_with_scalars(self, step: "_Step", like: int, words: Words) -> Callable[..., Any]:
+        """The same where the launch is given scalars anew at each call."""
+        index, general, like = self.device.index, self._with_scalars, self._places[like]
+        inputs = [(slot, self._places[at]) for slot, at, _ in step.pointers if at < self._inputs]
+        results = [slot for slot, at, _ in step.pointers if at == self._inputs]
+        scalars = [(slot, at - self._inputs - 1) for slot, at, _ in step.pointers]
+        scalars = [(slot, word) for slot, word in scalars if word >= 0]
+        get_device, get_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+        empty_like, launch = torch.empty_like, devices.driver().cuLaunchKernel
+        function, shape, free = step.function, step.shape, step.free
+        pack, behind = words.pack, -self._varying
+
+        def call(*args: Any) -> torch.Tensor:
+            if get_device() != index:
+                return general(*args)
+            packed = pack(args[behind:])
+            output = empty_like(args[like])
+            try:
+                arguments = free.pop()
+            except IndexError:
+                arguments = step.new_arguments()
+            slots = arguments.slots
+            for slot, at in inputs:
+                slots[slot] = args[at].data_ptr()
+            for slot in results:
+                slots[slot] = output.data_ptr()
+            for slot, word in scalars:
+                slots[slot] = packed[word]
+            (status,) = launch(function, *shape, get_stream(index), arguments.address, 0)
+            free.append(arguments)
+            if status:
+                raise step.error(status)
+            return output
+
+        return call
+
+    def _with_scalars(self, *args: Any) -> Any:
+        """Tensors, then the scalars that vary."""
+        return self(*args[: -self._varying], scalars=args[-self._varying :])
+
+    def __call__(self, *tensors: Any, scalars: Sequence[float] | None = None) -> Any:
+        if self._gaps:
+            tensors = tuple(tensors[place] for place in self._places)
         if self._like is not None:
             outputs = [torch.empty_like(tensors[self._like])]
         else:
@@ -218,19 +281,27 @@ class Executable:
                 torch.empty_strided(shape, strides, dtype=dtype, device=self._torch_device)
                 for shape, strides, dtype in self._outputs
             ]
-        self.into(tensors, outputs)
+        self.into(tensors, outputs, scalars)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def into(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
-        """Compute into given outputs, on the current stream of the executable's device."""
+    def into(
+        self,
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        scalars: Sequence[float] | None = None,
+    ) -> None:
+        """Compute into given outputs, on the current stream of the executable's device.
+
+        `inputs` are tensors only, without the places of those that are None.
+        """
         index = self.device.index
         if torch._C._cuda_getDevice() != index:
             with torch.cuda.device(index):
-                return self.into(inputs, outputs)
+                return self.into(inputs, outputs, scalars)
         if self._contiguous:
             inputs = [t.contiguous() if i in self._contiguous else t for i, t in enumerate(inputs)]
         stream = torch._C._cuda_getCurrentRawStream(index)
-        addresses = [t.data_ptr() for t in inputs if t is not None]
+        addresses = [t.data_ptr() for t in inputs]
         addresses += [t.data_ptr() for t in outputs]
         # Held until the launches are enqueued: memory that is freed before could be given out
         # again to the scratch of this very call.
@@ -239,6 +310,9 @@ class Executable:
         if self._scratch_bytes:
             scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=self._torch_device)
             addresses.append(scratch.data_ptr())
+        if self._words is not None:
+            words = self._words
+            addresses += words.examples if scalars is None else words.pack(scalars)
         for step in self._steps:
             step.launch(stream, addresses)
         return None
@@ -278,7 +352,11 @@ class _Step:
     """One prepared launch. Only the addresses and the stream change between calls."""
 
     def __init__(
-        self, launch: Launch, binary: Loaded, places: Mapping[str, tuple[int, int]]
+        self,
+        launch: Launch,
+        binary: Loaded,
+        places: Mapping[str, tuple[int, int]],
+        scalars: Mapping[Wanted, tuple[int, int]],
     ) -> None:
         self._driver = devices.driver()
         self._launch, self._binary = launch, binary
@@ -291,6 +369,8 @@ class _Step:
             value = launch.args[name]
             if isinstance(value, Pointer):
                 self.pointers.append((slot, *places[value.name]))
+            elif isinstance(value, Passed):
+                self.pointers.append((slot, *scalars[value.name, ptx_type]))
             else:
                 self._scalars.append((slot, _packed(ptx_type, value, name)))
         self._slots = len(binary.params) + binary.scratch_pointers

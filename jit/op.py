@@ -18,7 +18,7 @@ from typing import Any
 from ..autotune.verify import Bound
 from .declare import Config, Cost, Device, Problem, Variant
 from .errors import DeclarationError
-from .sign import Call, Scalar, Signature, TensorSpec
+from .sign import Call, Passed, Scalar, Signature, TensorSpec
 from .source import function_source
 
 _KINDS = {"Tensor": "tensor", "int": "int", "float": "float", "str": "str", "bool": "bool"}
@@ -79,11 +79,14 @@ class Op:
     cost: Callable[[Call], Cost]
     check: Callable[[Call], None]
     selects: tuple[str, ...]
+    varies: Mapping[str, float]
     implied: Mapping[str, Callable[[Call], TensorSpec]]
     bucket: Callable[[Call], Call]
     reach: Callable[[Call], Sequence[Call]]
     probes: Callable[[Call], Sequence[Call]]
     smaller: Callable[[Call], Call | None]
+    below: Mapping[str, Callable[[Call], int]]
+    lowers: Callable[..., bool] | None
     bound: Bound
 
     def __repr__(self) -> str:
@@ -92,6 +95,11 @@ class Op:
     @property
     def tensors(self) -> list[Argument]:
         return [a for a in self.arguments if a.kind == "tensor"]
+
+    @property
+    def varying(self) -> list[Argument]:
+        """The arguments whose values no key knows, in order."""
+        return [a for a in self.arguments if a.name in self.varies]
 
     @property
     def schema(self) -> str:
@@ -145,7 +153,9 @@ class Op:
         given = dict(word.split("=", 1) for word in words[1:])
         scalars = [a for a in self.arguments if a.kind != "tensor"]
         for argument in scalars:
-            if argument.name in given:
+            if argument.name in self.varies:
+                values[argument.name] = Passed(argument.name, self.varies[argument.name])
+            elif argument.name in given:
                 values[argument.name] = _scalar(argument, given.pop(argument.name))
             elif argument.default is not inspect.Parameter.empty:
                 values[argument.name] = argument.default
@@ -230,11 +240,14 @@ def op(
     name: str | None = None,
     check: Callable[[Call], None] = _anything,
     selects: Sequence[str] = (),
+    varies: Mapping[str, float] | None = None,
     implied: Mapping[str, Callable[[Call], TensorSpec]] | None = None,
     bucket: Callable[[Call], Call] = _same_call,
     reach: Callable[[Call], Sequence[Call]] = _itself_only,
     probes: Callable[[Call], Sequence[Call]] = _nothing_else,
     smaller: Callable[[Call], Call | None] = _anything,
+    below: Mapping[str, Callable[[Call], int]] | None = None,
+    lowers: Callable[..., bool] | None = None,
     bound: Bound = Bound(),  # noqa: B008  (frozen)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated eager reference an op, registered with torch as `torch.ops.jitd.<name>`.
@@ -248,6 +261,12 @@ def op(
     version   raised when the op comes to mean something else: every winner and check is void
     check     raises ValueError for a call that the op cannot answer at all
     selects   scalars that select code, and so are part of the signature
+    varies    floats that differ from call to call, such as the sigma of a step -> an example, which
+              checks and timing use. They select no code: no key knows their values, and each launch
+              is given them anew. In rules and plans the call has a `Passed` in the place of the
+              value, which is a kernel's argument as it stands. A captured graph keeps the values
+              that it was captured with. Floats other than these are part of the in-process key and
+              thus remembered one by one
     implied   tensor argument -> the spec it has unless the signature says otherwise
     bucket    call -> the call that is tuned for all of its bucket: its largest member
     reach     call -> calls that between them reach every binary class of the bucket
@@ -255,6 +274,11 @@ def op(
               leave tiles partly full, since a check vouches for every size of the bucket
     smaller   call of a bucket -> that of the next smaller bucket worth tuning in its place, where
               the memory does not suffice; None if there is none
+    below     tensor of integers -> what all of them are below, from 0 on: what checks draw from,
+              and what JITD_DEBUG=1 holds every call to
+    lowers    the op's arguments -> whether torch.compile gets the reference in the place of one
+              opaque node, because Inductor fuses that better. It may ask for dtypes and for sizes
+              that do not vary: compiled code is guarded by what it asks for
     bound     how far from float64 a kernel may be, in terms of eager's own error
 
     Raises DeclarationError for anything that cannot work.
@@ -275,11 +299,14 @@ def op(
             cost=cost,
             check=check,
             selects=tuple(selects),
+            varies=dict(varies or {}),
             implied=dict(implied or {}),
             bucket=bucket,
             reach=reach,
             probes=probes,
             smaller=smaller,
+            below=dict(below or {}),
+            lowers=lowers,
             bound=bound,
         )
         _refuse_nonsense(declared)
@@ -330,9 +357,28 @@ def _refuse_nonsense(declared: Op) -> None:
     if not declared.tensors or declared.arguments[0].kind != "tensor":
         raise DeclarationError(f"op {declared.name}: the first argument must be a tensor.")
     names = {a.name for a in declared.arguments}
-    for field, values in (("selects", declared.selects), ("implied", declared.implied)):
+    if hidden := sorted(name for name in names if name.startswith("_")):
+        raise DeclarationError(
+            f"op {declared.name}: an argument is named {', '.join(hidden)}; allowed are names that "
+            "do not begin with an underscore."
+        )
+    for field, values in (
+        ("selects", declared.selects),
+        ("varies", declared.varies),
+        ("implied", declared.implied),
+        ("below", declared.below),
+    ):
         if unknown := set(values) - names:
             raise DeclarationError(f"op {declared.name}: {field} names {sorted(unknown)}.")
+    for argument in declared.arguments:
+        if argument.name in declared.varies and (
+            argument.kind != "float" or argument.name in declared.selects
+        ):
+            raise DeclarationError(
+                f"op {declared.name}: varies names {argument.name}, a {argument.kind}"
+                f"{' that selects code' if argument.name in declared.selects else ''}. Allowed are "
+                "floats that select none."
+            )
     if len({v.name for v in declared.variants}) < len(declared.variants):
         raise DeclarationError(f"op {declared.name}: two variants share a name.")
 

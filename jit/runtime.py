@@ -3,7 +3,9 @@
 import os
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cache import counters
 from ..cache.evict import Bounds, Keeper
@@ -17,9 +19,14 @@ from .compile import CompilePool, shared_pool
 from .declare import Device
 from .isolated import InProcess, Tuner, shared_tuner
 from .memo import keep_digests_in
-from .settings import Settings
+from .op import Op
+from .settings import Mode, Settings
+from .sign import Call
 from .stats import STATS, Stats
 from .toolchain import toolchain
+
+if TYPE_CHECKING:
+    from .background import Background, Daemon
 
 
 class Runtime:
@@ -57,11 +64,41 @@ class Runtime:
                 self._builders[name] = builder_of(
                     self.store, device, self.settings, self.pool, self.stats
                 )
+                if self.settings.daemon != "off":
+                    self._builders[name].elsewhere = self._elsewhere
             return self._builders[name]
 
     def builder_at(self, index: int) -> Builder:
         """The builder for the card with a CUDA index."""
         return self.builder(devices.devices()[index])
+
+    @cached_property
+    def mode(self) -> Mode:
+        """What a miss does: as set; `auto` is `background` if a daemon answers, else `tune`."""
+        if self.settings.mode != "auto":
+            return self.settings.mode
+        with self._lock:
+            return "background" if self.daemon.answers() else "tune"
+
+    @cached_property
+    def daemon(self) -> "Daemon":
+        from .background import Daemon  # noqa: PLC0415  (30 ms, on a miss only)
+
+        return Daemon(self.settings, self.store.root, self.stats)
+
+    @cached_property
+    def background(self) -> "Background":
+        """The thread that has things built. Raises DaemonTrouble if there must be a daemon, and
+        is none."""
+        from .background import Background  # noqa: PLC0415
+
+        if self.settings.daemon == "require":
+            self.daemon.connect(start=True).close()
+        return Background(self.daemon)
+
+    def _elsewhere(self, builder: Builder, op: Op, call: Call) -> None:
+        if builder.device.uuid:
+            self.daemon.build(builder, op, call)
 
     def pool(self) -> CompilePool:
         return shared_pool(self.settings.jobs, self.settings.compile_timeout_s)
@@ -71,7 +108,7 @@ def keep(store: Store, settings: Settings, stats: Stats = STATS) -> None:
     """Have a store kept within the settings' bounds, and this process's counts added to it."""
     bounds = Bounds(settings.cache_max_bytes, settings.cache_max_files)
     store.after_put = Keeper(store, bounds).note
-    counters.keep(counters.Tally(store.root, store.snapshot, stats.snapshot))
+    counters.keep(counters.Tally(store.root, stats.snapshot, own=store.snapshot))
 
 
 def builder_of(

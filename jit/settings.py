@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from ..cache import evict
 from .errors import JitdError
 
-Mode = Literal["tune", "background", "replay", "strict", "off"]
+Mode = Literal["tune", "background", "replay", "strict", "off", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+DAEMON = ("auto", "off", "require")
 
 
 class SettingError(JitdError, ValueError):
@@ -37,10 +38,29 @@ def _mode(text: str) -> str:
     return text
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError("allowed are whole numbers from 1")
+def _daemon(text: str) -> str:
+    if text not in DAEMON:
+        raise ValueError(f"allowed are {', '.join(DAEMON)}")
+    return text
+
+
+def _metrics(text: str) -> str:
+    if text and not text.isdigit() and not Path(text).is_absolute():
+        raise ValueError("allowed are a port number, the absolute path of a file, or nothing")
+    return text
+
+
+def _not_negative(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError("allowed are whole numbers from 0")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal() and int(digits)):
+        raise ValueError("allowed are whole numbers from 1")
+    return int(digits)
 
 
 def _size(text: str) -> int:
@@ -81,9 +101,12 @@ class Settings:
     cache_max_files: int = _setting(
         "JITD_CACHE_MAX_FILES", evict.MAX_FILES, _positive, "how many files the cache may hold"
     )
-    mode: Mode = _setting("JITD_MODE", "tune", _mode, f"what a miss does: {', '.join(MODES)}")
+    mode: Mode = _setting("JITD_MODE", "auto", _mode, f"what a miss does: {', '.join(MODES)}")
     interpret: bool = _setting(
         "JITD_INTERPRET", False, _switch, "run kernels in Triton's interpreter on CPU tensors"
+    )
+    debug: bool = _setting(
+        "JITD_DEBUG", False, _switch, "look at values before each call: row indices out of range"
     )
     jobs: int = _setting(
         "JITD_JOBS", os.cpu_count() or 1, _positive, "compile workers; default: all cores"
@@ -102,13 +125,35 @@ class Settings:
         "JITD_TUNE_MEMORY_SHARE", 0.5, _share, "share of the free GPU memory that a tune may take"
     )
 
+    daemon: Literal["auto", "off", "require"] = _setting(
+        "JITD_DAEMON", "auto", _daemon, f"whether to use the daemon: {', '.join(DAEMON)}"
+    )
+    daemon_dir: Path | None = _setting(
+        "JITD_DAEMON_DIR", None, Path, "folder of the daemon's socket, locks and log"
+    )
+    daemon_idle_s: int = _setting(
+        "JITD_DAEMON_IDLE_S",
+        600,
+        _not_negative,
+        "seconds without work after which it ends; 0: never",
+    )
+    daemon_duty: float = _setting(
+        "JITD_DAEMON_DUTY", 0.05, _share, "share of the time it may use a GPU that others use"
+    )
+    daemon_metrics: str = _setting(
+        "JITD_DAEMON_METRICS", "", _metrics, "Prometheus metrics: a loopback port or a file"
+    )
+
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
-        """Settings from arguments, then the environment. Raises SettingError."""
+        """Settings from arguments, then the environment. Raises SettingError.
+
+        A variable that is empty counts as not set: an empty path would be the current folder.
+        """
         values = {k: v for k, v in given.items() if v is not None}
         for item in fields(cls):
             text = environ.get(item.metadata["variable"])
-            if item.name in values or text is None:
+            if item.name in values or not text:
                 continue
             try:
                 values[item.name] = item.metadata["parse"](text)
@@ -135,5 +180,5 @@ def table(environ: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str, s
     settings = Settings.read(environ)
     for item in fields(Settings):
         variable = item.metadata["variable"]
-        origin = "environment" if variable in environ else "default"
+        origin = "environment" if environ.get(variable) else "default"
         yield variable, _text(getattr(settings, item.name)), origin, item.metadata["meaning"]

@@ -16,6 +16,18 @@ ITEM_BYTES: Mapping[str, int] = {
 
 
 @dataclass(frozen=True)
+class Passed:
+    """A float that differs from call to call: what a call and a launch hold in its place.
+
+    `name` is the op's argument. A launch takes it as a kernel's argument as it is; nothing can be
+    computed from it before the launch. `example` is the value that checks and timing use.
+    """
+
+    name: str
+    example: float
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """A tensor without its data: dtype (Triton's short name), shape, strides in elements.
 
@@ -151,7 +163,7 @@ class Call(Mapping[str, Any]):
     __slots__ = ("_values",)
     _values: dict[str, Any]
 
-    def __init__(self, values: Mapping[str, TensorSpec | Scalar]) -> None:
+    def __init__(self, values: Mapping[str, TensorSpec | Scalar | Passed]) -> None:
         self._values = dict(values)
 
     def __getattr__(self, name: str) -> Any:
@@ -180,7 +192,7 @@ class Call(Mapping[str, Any]):
     def __hash__(self) -> int:
         return hash(tuple(self._values.items()))
 
-    def replace(self, **changes: TensorSpec | Scalar) -> "Call":
+    def replace(self, **changes: TensorSpec | Scalar | Passed) -> "Call":
         return Call({**self._values, **changes})
 
     @property

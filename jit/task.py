@@ -10,7 +10,7 @@ from ..autotune.search import Outcome, Timing
 from .declare import Config
 from .errors import JitdError
 from .op import OPS, Op
-from .sign import Call, TensorSpec
+from .sign import Call, Passed, TensorSpec
 
 Body = Mapping[str, Any]
 
@@ -184,18 +184,23 @@ def config_of(op: Op, variant: str, params: Mapping[str, Any]) -> Config:
 
 
 def pack_call(call: Call) -> dict[str, Any]:
-    return {
-        name: {"tensor": [v.dtype, v.shape, v.strides, v.aligned]}
-        if isinstance(v, TensorSpec)
-        else {"scalar": v}
-        for name, v in call.items()
-    }
+    def packed(value: Any) -> dict[str, Any]:
+        match value:
+            case TensorSpec():
+                return {"tensor": [value.dtype, value.shape, value.strides, value.aligned]}
+            case Passed():
+                return {"passed": [value.name, value.example]}
+        return {"scalar": value}
+
+    return {name: packed(value) for name, value in call.items()}
 
 
 def unpack_call(message: Mapping[str, Any]) -> Call:
     def value(packed: Mapping[str, Any]) -> Any:
         if "scalar" in packed:
             return packed["scalar"]
+        if "passed" in packed:
+            return Passed(*packed["passed"])
         dtype, shape, strides, aligned = packed["tensor"]
         return TensorSpec(dtype, tuple(shape), tuple(strides), aligned)
 

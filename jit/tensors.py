@@ -67,6 +67,15 @@ def random(
     return tensor
 
 
+def random_below(
+    limit: int, spec: TensorSpec, device: torch.device | str, generator: torch.Generator
+) -> torch.Tensor:
+    """Integers from 0 to `limit` - 1, each as likely, in a `guarded` tensor."""
+    tensor = guarded(spec, device)
+    _each_once(tensor, spec).random_(0, limit, generator=generator)
+    return tensor
+
+
 def _nothing(dtype: torch.dtype) -> float | int:
     """What shows that somebody used it."""
     if dtype.is_floating_point or dtype.is_complex:

@@ -19,6 +19,9 @@ def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
     input that requires a gradient, the differentiable reference; under autocast the reference,
     with autocast's own casts; for fake tensors the op's shape rule. An op that is declared again (a
     notebook cell, a reloaded module) replaces the one before.
+
+    What is returned is that operator, or in a graph that torch.compile traces the reference, where
+    the op `lowers`.
     """
     if op.name in _libraries:
         _libraries.pop(op.name)._destroy()
@@ -50,7 +53,10 @@ def define(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         keywords = {a.name: v for a, v in zip(op.arguments, args, strict=True) if a.keyword_only}
-        return operator(*args[: len(args) - len(keywords)], **keywords)
+        positional = args[: len(args) - len(keywords)]
+        if op.lowers is not None and torch.compiler.is_dynamo_compiling() and op.lowers(*args):
+            return op.reference(*positional, **keywords)
+        return operator(*positional, **keywords)
 
     return call
 

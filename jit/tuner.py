@@ -19,6 +19,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from . import frames
 from .task import Body, DoesNotFit, OtherCode, Task, Trial, config_of, find_op, unpack_call
 
 IDLE_S = 60.0
+_REST_S = 30.0  # at most at once, so that a slow step does not stop a tune
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ class _Link:
         self._answers = answers
         self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.binaries: _Binaries | None = None
+        self.duty = 1.0
+        self._began: float | None = None  # the step under way, if it is one that uses the GPU
 
     def read(self) -> None:
         """Take what comes; the end of the stream is the end of the parent, and so of this."""
@@ -89,8 +93,24 @@ class _Link:
         except BrokenPipeError:
             os._exit(0)
 
+    def begin(self, duty: float) -> None:
+        """A new request, whose steps keep to this share of the time."""
+        self.duty, self._began = duty, None
+
     def step(self, name: str, stage: str) -> None:
+        """Say what is begun, after a rest where others want the GPU, too."""
+        rest_s = self._rest_s()
+        if rest_s:
+            self.send({"step": ["", "wait"]})  # for which the parent holds no clock
+            time.sleep(rest_s)
+        self._began = None if stage == "wait" else time.monotonic()
         self.send({"step": [name, stage]})
+
+    def _rest_s(self) -> float:
+        """What the last step took, as often as it takes to keep to the duty."""
+        if self.duty >= 1 or self._began is None:
+            return 0.0
+        return min((time.monotonic() - self._began) * (1 / self.duty - 1), _REST_S)
 
     def trial(self, trial: Trial) -> None:
         self.send({"trial": trial.record()})
@@ -140,11 +160,13 @@ def _answer(request: dict[str, Any], link: _Link) -> dict[str, Any]:
     for entry in request.get("path", ()):
         if entry not in sys.path:
             sys.path.append(entry)
+    link.begin(1.0)
     link.step("", "prepare")
     from . import tune  # noqa: PLC0415  (torch)
     from .device import devices  # noqa: PLC0415
 
     device = devices()[int(sys.argv[1])]
+    link.begin(request.get("duty", 1.0))  # importing torch uses no GPU: no rest for that
     if request["do"] == "hello":
         tune.open_context(device)
         return {"ready": True}

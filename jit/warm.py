@@ -5,18 +5,15 @@ for every binary class that the op can reach. Without it the default configs are
 target, which leaves tuning and checking to the first run on the card.
 """
 
-import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from ..cache.keys import Key
 from ..cache.store import Store
 from .binary import Binary
 from .build import Builder
+from .code import code_digest
 from .declare import Config, Device
 from .errors import NotReady
 from .op import OPS, Op
@@ -291,17 +288,3 @@ def read_receipt(store: Store, key: Key) -> list[Row] | None:
     if record is None or not all(store.is_intact(path) for path in record.body["paths"]):
         return None
     return [Row(**row) for row in record.body["rows"]]
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Digest of jitd's own source files: other code may ask for other kernels."""
-    digest = hashlib.blake2b(digest_size=16)
-    root = __name__.split(".", 1)[0]
-    for part in ("jit", "autotune", "models"):
-        spec = importlib.util.find_spec(f"{root}.{part}")
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(f"{part}/{path.relative_to(folder)}\0".encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -71,8 +71,9 @@ class Winners:
     def guess(self, op: Op, call: Call) -> Config | None:
         """The config of the nearest winner that fits `call`, else the default."""
         wanted = op.bucket(call)
-        fitting = {config.name for config in op.configs(wanted, self.device)[0]}
+        fitting: set[str] = set()  # takes a while to list, and mostly there is nothing to compare
         for config in self.nearest(op, wanted):
+            fitting = fitting or {one.name for one in op.configs(wanted, self.device)[0]}
             if config.name in fitting:
                 return config
         return op.default(call, self.device)

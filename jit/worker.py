@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 from . import frames
@@ -45,23 +46,27 @@ class _NoTorch:
 
 def _hello(request: dict[str, Any]) -> dict[str, Any]:
     """Take over the parent's import path; import Triton, so that the first compile is quick."""
-    for entry in request["path"]:
-        if entry not in sys.path:
-            sys.path.append(entry)
+    _add_to_path(request["path"])
     import triton  # noqa: PLC0415
 
     return {"triton": triton.__version__}
 
 
+def _add_to_path(entries: Iterable[str]) -> None:
+    sys.path.extend(entry for entry in entries if entry not in sys.path)
+
+
 def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     """Compile `kernel` ([module, name]) for `target` (90) with `classes` and `options`.
 
-    `classes` maps each parameter, in order, to its class (see `jit.binary.argument_class`).
+    `classes` maps each parameter, in order, to its class (see `jit.binary.argument_class`); `path`,
+    if given, is where the kernel's module may be found besides.
     Answers cubin, symbol, shared (bytes), and the parameters that the binary takes with their PTX
     types. Raises on anything that jitd cannot launch.
     """
     from triton.runtime import driver  # noqa: PLC0415
 
+    _add_to_path(request.get("path", ()))
     module, name = request["kernel"]
     driver.set_active(_StubDriver(request["target"]))
     function = getattr(importlib.import_module(module), name)

@@ -62,7 +62,9 @@ class Machine:
     toolchain: str = "triton-of-the-tests"
     on_tune: Callable[[], None] = lambda: None
     on_trial: Callable[[str], None] = lambda name: None
+    on_check: Callable[[Any], None] = lambda call: None
     tasks: list[Any] = field(default_factory=list)
+    duty: float = 1.0
 
     @classmethod
     def plug_in(cls, root: Path, patch: Callable[[object, str, object], None]) -> "Machine":
@@ -115,6 +117,7 @@ class Machine:
         return Found(winner, check, 1.0, 3.0, False, self.drift, valid)
 
     def check(self, op: Any, call: Any, config: Any, artifacts: Any, probes: Any) -> dict[str, Any]:
+        self.on_check(call)
         self.checked.append(config.name)
         return self._verdict(op, call)
 

@@ -29,7 +29,9 @@ def cases():
             yield name, value
     for name in ("flag", "free"):
         yield from ((name, value) for value in (True, False))
-    yield from (("factor", value) for value in (0.0, 1.0, 16.0, -2.5, 1e300))
+    for name in ("factor", "double"):
+        yield from ((name, value) for value in (0.0, 1.0, 16.0, -2.5, 1e300))
+    yield from (("double", value) for value in (0, 1, 16, -3, True, False))
     yield from ((name, None) for name in ("q", "free", "flag"))
     for dtype in DTYPES:
         for shift in (0, 1, 8, 16):
@@ -44,7 +46,15 @@ def main():
     binder = classes_kernel.device_caches[90][-1]
     source = Kernel("probes.kernels", "classes_kernel").source
     parameters = {p.name: p for p in source.parameters}
-    usual = {"free": 33, "count": 7, "step": 3, "wide": 5, "flag": True, "factor": 0.5}
+    usual = {
+        "free": 33,
+        "count": 7,
+        "step": 3,
+        "wide": 5,
+        "flag": True,
+        "factor": 0.5,
+        "double": 0.5,
+    }
     usual |= {"p": STORAGE[:64], "q": STORAGE[:64], "BLOCK": 64}
     place = list(parameters)
     found = []

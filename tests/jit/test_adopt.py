@@ -77,6 +77,19 @@ def test_seeds_serve_until_they_are_tuned(file, there, monkeypatch):
     assert machine.tasks[-1].stored == seed.name
 
 
+def test_a_seed_does_not_pass_for_newer(machine, file, there, monkeypatch):
+    """Of a seed and the user's own former winner the own one serves, whichever came last."""
+    mine = Machine.plug_in(there.root, monkeypatch.setattr)
+    mine.toolchain, mine.best = "own, former", "elementwise(BLOCK=512, num_warps=4)"
+    own = mine.process().get_or_build(OP, CALL, "tune").config
+    carry(file, there, Here("newer", HERE.targets), seeds=True)
+    mine.toolchain = "newer"
+    former = mine.process().winners.former(OP, CALL)
+    assert former.name == own.name == mine.best
+    theirs = [h for h in there.headers("winner") if dict(h.parts)["toolchain"] == HERE.toolchain]
+    assert there.record_for(theirs[0]).body["config"] != own.name
+
+
 def test_a_machine_without_a_card_takes_every_architecture(file, there):
     """Where images are built there is no card to be held to, only a toolchain."""
     assert carry(file, there, Here(HERE.toolchain, None)).count("imported") == 3

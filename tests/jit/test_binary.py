@@ -6,13 +6,13 @@ import jitd
 import pytest
 from jitd.jit.binary import binary_of
 from jitd.jit.errors import DeclarationError
-from jitd.jit.sign import TensorSpec
+from jitd.jit.sign import Passed, TensorSpec
 
 KERNEL = jitd.Kernel("probes.kernels", "classes_kernel")
 TENSORS = {"x": TensorSpec("bf16", (4096,)), "y": TensorSpec("bf16", (4096,))}
 ARGS = {
     "p": jitd.Pointer("y"), "q": jitd.Pointer("x"), "free": 33, "count": 4096, "step": 3,
-    "wide": 5, "flag": True, "factor": 0.5, "BLOCK": 256,
+    "wide": 5, "flag": True, "factor": 0.5, "double": 0.5, "BLOCK": 256,
 }  # fmt: skip
 LAUNCH = jitd.Launch(KERNEL, (16, 1, 1), ARGS)
 
@@ -77,6 +77,11 @@ def test_counts_that_are_not_specialised_share_a_key(count):
         {"free": 35},
         {"step": 48},  # not specialised on alignment
         {"factor": 2.0},
+        {"factor": Passed("factor", 2.0)},
+        {"double": 2.0},
+        {"double": 2},  # annotated as a float: any number is one
+        {"double": True},
+        {"double": Passed("sigma", 0.5)},
         {"flag": False},
         {"launch": replace(LAUNCH, grid=(7, 2, 1))},
         {"launch": replace(LAUNCH, cooperative=True, dependent=True)},
@@ -105,7 +110,8 @@ def test_the_request_says_all_that_the_key_does():
         ({"nonsense": 1}, "unknown .'nonsense'."),
         ({"free": (1, 2)}, "free is a tuple"),
         ({"free": "text"}, "str is no runtime argument"),
-        ({"BLOCK": jitd.Pointer("x")}, "constexpr"),
+        ({"BLOCK": jitd.Pointer("x")}, "constexpr, but is given a pointer"),
+        ({"BLOCK": Passed("sigma", 0.5)}, "constexpr, but is given a float that varies"),
     ],
 )
 def test_what_cannot_be_passed_is_refused(args, says):

@@ -12,7 +12,7 @@ import jitd
 import pytest
 from jitd.jit.binary import Binary, binary_of
 from jitd.jit.errors import CompileError
-from jitd.jit.sign import TensorSpec
+from jitd.jit.sign import Passed, TensorSpec
 
 from .conftest import HERE
 
@@ -54,6 +54,16 @@ def children() -> dict[int, str]:
     return found
 
 
+def test_an_annotated_float_is_taken_as_that(pools):
+    """A tl.float64 parameter is a double in the binary, a plain float a float."""
+    args = {"out_ptr": jitd.Pointer("x"), "x_ptr": jitd.Pointer("x"), "n": 4096, "BLOCK": 1024}
+    args |= {"early": Passed("early", 0.5), "late": Passed("late", 0.5)}
+    kernel = jitd.Kernel("outside.kernels", "fade_kernel")
+    binary = binary_of(jitd.Launch(kernel, (4, 1, 1), args), {"x": X}, "sm_90", "")
+    taken = dict(pools().submit(binary).result(120)["params"])
+    assert (taken["early"], taken["late"]) == ("f64", "f32")
+
+
 def test_the_cubin_is_the_one_asked_for(pools):
     """A worker answers ELF code for the target, the symbol, and what the binary takes."""
     answer = pools().submit(scale()).result(120)
@@ -74,11 +84,12 @@ def test_what_is_specialised_away_is_not_taken(pools):
     assert [name for name, _ in without["params"]] == ["out_ptr"]
     args = {
         "p": jitd.Pointer("x"), "q": jitd.Pointer("x"), "free": 1, "count": 1, "step": 1,
-        "wide": 1, "flag": True, "factor": 0.5, "BLOCK": 64,
+        "wide": 1, "flag": True, "factor": 0.5, "double": 1, "BLOCK": 64,
     }  # fmt: skip
     launch = jitd.Launch(jitd.Kernel("probes.kernels", "classes_kernel"), (1, 1, 1), args)
     ones = pool.submit(binary_of(launch, {"x": X}, "sm_90", "")).result(120)
-    assert [name for name, _ in ones["params"]] == ["p", "q", "count", "wide", "flag", "factor"]
+    taken = ["p", "q", "count", "wide", "flag", "factor", "double"]
+    assert [name for name, _ in ones["params"]] == taken
 
 
 def test_options_reach_the_compiler(pools):

@@ -1,11 +1,14 @@
 """Inputs of a check: what each kind is like, and the guard zones that all of them lie in."""
 
+import jitd
 import pytest
 import torch
 from jitd.autotune.verify import check, expect
 from jitd.jit.inputs import make_inputs, sample_kinds
 from jitd.jit.sign import Call, TensorSpec
-from jitd.jit.tensors import DTYPES, GUARD_ELEMENTS, guarded, random, spec_of
+from jitd.jit.tensors import DTYPES, GUARD_ELEMENTS, guarded, random, random_below, spec_of
+from outside.ops import ELEMENTWISE
+from torch import Tensor
 from wrong.ops import NORM, norm_call
 
 KINDS = ("normal", "shifted", "huge", "tiny", "special")
@@ -136,6 +139,66 @@ def test_writing_to_a_guarded_input_is_seen(layout):
     before = expected.inputs[0].clone()
     assert "an input was written to" in check(Writes(), expected).reason
     assert torch.equal(expected.inputs[0], before)
+
+
+# Integers ------------------------------------------------------------------------------------
+
+INTEGERS = ("u8", "i8", "i16", "i32", "i64")
+
+
+@BY_LAYOUT
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_are_drawn_in_range_between_guards(spec, dtype):
+    """All of 0 to limit - 1 and nothing else, in any layout; beside them and in their holes the
+    largest number, which no table has a row for."""
+    spec = spec.like(dtype=dtype, strides=spec.strides)
+    tensor = random_below(5, spec, "cpu", seeded())
+    assert spec_of(tensor) == spec
+    whole, own = memory_of(tensor)
+    assert whole[~own].eq(torch.iinfo(tensor.dtype).max).all()
+    assert ((whole[own] >= 0) & (whole[own] < 5)).all()
+    if own.sum() > 40:
+        assert whole[own].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def taking_rows(**rules):
+    """An op that takes rows of a table by an index."""
+
+    def probe_rows(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
+        return x + table[index.long()]
+
+    return jitd.op(
+        variants=[ELEMENTWISE],
+        outputs=lambda call: {"out": call.x},
+        cost=lambda call: jitd.Cost(bytes=1),
+        **rules,
+    )(probe_rows).op
+
+
+ROWS_CALL = Call(
+    {
+        "x": TensorSpec("fp32", (64, 8)),
+        "table": TensorSpec("fp32", (3, 8)),
+        "index": TensorSpec("i32", (64,)),
+    }
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_names_rows_that_there_are(kind):
+    """Below what the op says of the call; every row is named, and the generator decides."""
+    op = taking_rows(below={"index": lambda call: call.table.shape[0]})
+    first, again = (make_inputs(op, ROWS_CALL, "cpu", seeded(), kind) for _ in range(2))
+    assert first[2].unique().tolist() == [0, 1, 2]
+    assert torch.equal(first[2], again[2])
+    assert not torch.equal(first[2], make_inputs(op, ROWS_CALL, "cpu", seeded(1), kind)[2])
+    assert op.reference(*first).shape == (64, 8)
+
+
+def test_an_integer_without_a_rule_is_refused():
+    """Nobody knows what an index may be unless the op says so."""
+    with pytest.raises(ValueError, match="random values of i32 are not defined"):
+        make_inputs(taking_rows(), ROWS_CALL, "cpu", seeded(), "normal")
 
 
 # Kinds ---------------------------------------------------------------------------------------

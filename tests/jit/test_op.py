@@ -2,6 +2,7 @@
 
 import jitd
 import pytest
+import torch
 from jitd.jit.device import stand_in
 from jitd.jit.errors import DeclarationError
 from jitd.jit.op import OPS
@@ -40,6 +41,9 @@ def refused():
 
     def fine(x: Tensor) -> Tensor: ...
 
+    def hidden(x: Tensor, _table: Tensor) -> Tensor: ...
+
+    yield hidden, {}, "named _table; allowed are names that do not begin with an underscore"
     yield no_tensor, {}, "first argument must be a tensor"
     yield a_list, {}, r"sizes: list\[int\]. Allowed are Tensor"
     yield Capital, {}, "allowed are a-z"
@@ -47,6 +51,7 @@ def refused():
     yield fine, {"variants": [ELEMENTWISE, ELEMENTWISE]}, "share a name"
     yield fine, {"selects": ["speed"]}, r"selects names \['speed'\]"
     yield fine, {"implied": {"weight": OUTPUTS}}, r"implied names \['weight'\]"
+    yield fine, {"below": {"index": lambda call: 4}}, r"below names \['index'\]"
 
 
 @pytest.mark.parametrize(("reference", "changes", "says"), [*refused()])
@@ -56,6 +61,25 @@ def test_nonsense_is_refused(reference, changes, says):
     with pytest.raises(DeclarationError, match=says):
         declare(reference, **changes)
     assert set(OPS) == before
+
+
+def test_arguments_may_be_called_anything_else():
+    """No name of an argument hides what the generated guard needs."""
+
+    def probe_names(
+        table: Tensor,
+        hit: Tensor,
+        miss: Tensor,
+        type: Tensor,
+        grad: float = 1.0,
+    ) -> Tensor:
+        return grad * (table + hit + miss + type)
+
+    x = torch.ones(2)
+    outputs = lambda call: {"out": call.table}  # noqa: E731
+    function = declare(probe_names, outputs=outputs)
+    for grad in (1.0, 2.0, 1.0):
+        assert torch.equal(function(x, x, x, x, grad), 4 * grad * x)
 
 
 def test_a_string_annotation_does():

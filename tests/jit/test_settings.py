@@ -13,9 +13,9 @@ from jitd.jit.settings import MODES, SettingError, Settings, table
 
 
 def test_defaults():
-    """With nothing given, a miss tunes and the cache is the user's."""
+    """With nothing given, a miss tunes, here or in a daemon, and the cache is the user's."""
     settings = Settings.read({})
-    assert (settings.mode, settings.cache_dir, settings.interpret) == ("tune", None, False)
+    assert (settings.mode, settings.cache_dir, settings.interpret) == ("auto", None, False)
     assert settings.jobs >= 1 and settings.compile_timeout_s == 300
 
 
@@ -27,6 +27,13 @@ def test_argument_over_environment_over_default():
     assert Settings.read(environment, mode=None).mode == "strict"
     assert Settings.read(environment).jobs == 3
     assert Settings.read(environment).cache_dir == Path("/somewhere")
+
+
+def test_an_empty_variable_is_not_set():
+    """`JITD_CACHE_DIR=` does not make a cache of the current folder."""
+    names = {variable: "" for variable, *_ in table({})}
+    assert Settings.read(names) == Settings.read({})
+    assert {origin for _, _, origin, _ in table(names)} == {"default"}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,7 @@ def test_switches(text, value):
     [
         ("JITD_MODE", "fast", "allowed are tune, background, replay, strict, off"),
         ("JITD_JOBS", "0", "from 1"),
-        ("JITD_JOBS", "many", "many"),
+        ("JITD_JOBS", "many", "allowed are whole numbers from 1"),
         ("JITD_COMPILE_TIMEOUT_S", "-1", "from 1"),
         ("JITD_INTERPRET", "maybe", "allowed are 1 and 0"),
     ],

@@ -194,3 +194,23 @@ def test_what_does_not_fit_is_tuned_smaller(machine):
     with pytest.raises(NotReady, match=r"8\.0 GiB of GPU memory, 4\.0 GiB are allowed") as caught:
         builder.get_or_build(OP, call(16384 * 2), "tune")
     assert caught.value.cause == "no_memory"
+
+
+def test_what_does_not_fit_is_checked_smaller(machine):
+    """Where a check does not fit into the memory, the next smaller bucket vouches for the binaries
+    that it shares; an op that names none is answered by the reference."""
+
+    def too_large(checked):
+        if checked.x.numel > 4096:
+            raise DoesNotFit(8 << 30, 4 << 30)
+
+    machine.on_check = too_large
+    halving = replace(OP, smaller=lambda c: call(c.x.numel // 2) if c.x.numel > 4096 else None)
+    with pytest.raises(NotReady, match="is not checked: ") as caught:
+        machine.process().get_or_build(OP, call(16384), "replay")
+    assert caught.value.cause == "no_memory"
+    builder = machine.process()
+    builder.get_or_build(halving, call(16384), "replay")
+    assert builder.stats["checked_smaller"] == 2
+    assert builder.stats["checks"] == 1
+    assert "tunes" not in builder.stats.snapshot()

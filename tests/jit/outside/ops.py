@@ -1,8 +1,12 @@
-"""`scale(x, factor)`: the smallest op there is, declared as a user of jitd would."""
+"""`scale(x, factor)`: the smallest op there is, declared as a user of jitd would.
+
+And `fade(x, late, early)`, whose floats differ from call to call.
+"""
 
 from math import ceil
 
 import jitd
+import torch
 from torch import Tensor
 
 KERNEL = jitd.Kernel("outside.kernels", "scale_kernel")
@@ -53,3 +57,41 @@ def next_power_of_two(call):
 def scale(x: Tensor, factor: float = 2.0) -> Tensor:
     """x * factor, rounded once. x: any shape, bf16|fp16|fp32, contiguous."""
     return (x.float() * factor).to(x.dtype)
+
+
+FADE_KERNEL = jitd.Kernel("outside.kernels", "fade_kernel")
+
+
+def plan_fade(call, params, device):
+    n = call.x.numel
+    launch = jitd.Launch(
+        kernel=FADE_KERNEL,
+        grid=(ceil(n / params["BLOCK"]), 1, 1),
+        args={
+            "out_ptr": jitd.Pointer("out"),
+            "x_ptr": jitd.Pointer("x"),
+            "early": call.early,
+            "late": call.late,
+            "n": n,
+            "BLOCK": params["BLOCK"],
+        },
+    )
+    return jitd.Plan(outputs={"out": call.x}, launches=[launch])
+
+
+@jitd.op(
+    name="outside_fade",
+    variants=[
+        jitd.Variant(
+            name="elementwise",
+            plan=plan_fade,
+            space=jitd.Space({"BLOCK": [512, 1024]}, default=lambda problem: {"BLOCK": 1024}),
+        )
+    ],
+    outputs=lambda call: {"out": call.x.like(aligned=True)},
+    cost=lambda call: jitd.Cost(bytes=2 * call.x.nbytes),
+    varies={"late": 0.75, "early": -0.3},
+)
+def fade(x: Tensor, late: float, early: float = 0.0) -> Tensor:
+    """x * late + early, in fp64, rounded once; `late` is rounded to fp32 before. x: contiguous."""
+    return (x.double() * torch.tensor(late).double() + early).to(x.dtype)

@@ -5,10 +5,12 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["step"])
-def classes_kernel(p, q, free, count, step, wide: tl.int64, flag, factor, BLOCK: tl.constexpr):
+def classes_kernel(
+    p, q, free, count, step, wide: tl.int64, flag, factor, double: tl.float64, BLOCK: tl.constexpr
+):
     """Takes one argument of each kind, and uses them all."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(q + at * step, mask=at < count) * factor + free + wide
+    value = tl.load(q + at * step, mask=at < count) * factor + free + wide + double
     tl.store(p + at, tl.where(flag, value, 0.0), mask=at < count)
 
 

@@ -23,6 +23,7 @@ def plan(call, params, device):
             "wide": 0,
             "flag": call.bias is not None,
             "factor": call.eps,
+            "double": 0.5,
             "BLOCK": params["BLOCK"],
         },
     )
