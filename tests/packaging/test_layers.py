@@ -16,10 +16,14 @@ LEVELS = {"tools": 4, "jitd": 3, "models": 2, "jit": 1, "autotune": 0, "cache": 
 LIGHT = [
     f"jitd.jit.{name}"
     for name in (
-        "adopt", "artifacts", "binary", "bodies", "build", "candidates", "child", "compile",
-        "declare", "device", "errors", "frames", "isolated", "keys", "op", "record", "runtime",
-        "settings", "shelf", "sign", "source", "stats", "task", "toolchain", "tuner", "warm",
-        "winners", "worker",
+        "adopt", "artifacts", "background", "binary", "bodies", "build", "candidates", "child",
+        "code", "compile", "declare", "device", "errors", "frames", "isolated", "keys", "op",
+        "record", "runtime", "settings", "shelf", "sign", "source", "stats", "task", "toolchain",
+        "tuner", "warm", "winners", "worker",
+        "daemon.client", "daemon.connection", "daemon.facts", "daemon.gpus", "daemon.housekeeping",
+        "daemon.identity", "daemon.log", "daemon.metrics", "daemon.place", "daemon.protocol",
+        "daemon.queue", "daemon.requests", "daemon.schedule", "daemon.server", "daemon.start",
+        "daemon.worker", "daemon.workers",
     )
 ]  # fmt: skip
 HEAVY = {"torch", "triton", "numpy", "diffusers", "transformers", "cuda", "rich", "typer"}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,16 @@ from jitd.cache.errors import CacheFolderError
 from jitd.jit import device
 from jitd.jit.declare import check_launch
 from jitd.jit.device import NoDevice, stand_in
-from jitd.tools.bench import cli, environment, goals, group_norm, host, start
+from jitd.tools.bench import (
+    cli,
+    contest,
+    daemon,
+    environment,
+    goals,
+    group_norm,
+    host,
+    start,
+)
 from jitd.tools.bench.calls import Got, Refused, call_of
 from jitd.tools.bench.goals import GROUP_NORM, Limit, Target, judge
 from jitd.tools.bench.ops import affine_silu
@@ -21,8 +31,11 @@ from jitd.tools.bench.peers import BadPeer, resolve_peer, resolve_peers
 from jitd.tools.bench.stopwatch import Times, host_us
 from typer.testing import CliRunner
 
-COMMANDS = ("group_norm", "host", "start", "tune", "cache")
-WITHOUT_A_GPU = {"cache"}
+COMMANDS = (
+    *("group_norm", "tokens", "block", "denoise", "errors", "host", "start", "tune", "cache"),
+    *("daemon", "serving"),
+)
+WITHOUT_A_GPU = {"cache", "daemon"}
 TINY = Target((1, 64, 2, 3), (Limit(0.6, "best peer"), Limit(1.5, "floor", "must")))
 RUNNER = CliRunner()
 
@@ -74,19 +87,24 @@ def peer_module(tmp_path, monkeypatch):
     sys.modules.pop("some_peers", None)
 
 
-def arguments(target=TINY):
-    return group_norm.arguments(target, torch.float32, add=False, device="cpu")
+def on_a_card(monkeypatch, got, **us):
+    """Pretend that there is a card: what was tuned, and what a clock says of each contender."""
+    monkeypatch.setattr(contest, "gpu", lambda: stand_in("sm_90"))
+    monkeypatch.setattr(contest, "copy_bandwidth", lambda device: 3e12)
+    monkeypatch.setattr(contest, "get_all", lambda cases: got)
+    monkeypatch.setattr(contest, "CudaStopwatch", lambda **kwargs: FakeStopwatch(**us))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
 
 
 def measured(stopwatch, **contenders):
     reference = group_norm.group_norm_silu.op.reference
-    return group_norm.measure(
-        TINY,
-        arguments(),
+    (case,) = group_norm.cases_of([TINY], {}, dtype="fp32", add=False, device="cpu")
+    return contest.measure(
+        replace(case, limits=TINY.limits),
+        case.make(),
         {"jitd": reference, "eager": reference} | contenders,
         stopwatch,
         bandwidth=1e9,
-        limits=TINY.limits,
         got=Got(0.5, 1, 7, "split(CH=8)", 1),
     )
 
@@ -156,7 +174,8 @@ def test_a_row_says_what_was_measured(peer_module):
     assert [limit["word"] for limit in stored["limits"]] == ["goal", "must"]
     assert (stored["config"], stored["launches"], stored["get_s"]) == ("split(CH=8)", 1, 0.5)
     assert stored["problems"] == {}
-    names = [column.title for column in group_norm.columns(["eager", "some_peers"])]
+    assert (stored["name"], stored["shape"], stored["differing"]) == ("1x64x2x3", [1, 64, 2, 3], 0)
+    names = [column.title for column in contest.columns(["eager", "some_peers"])]
     assert len(names) == len(row.cells(["eager", "some_peers"]))
 
 
@@ -184,25 +203,21 @@ def test_a_contender_that_cannot_be_timed_leaves_the_others():
 def test_a_row_that_fails_does_not_cost_the_others(monkeypatch, tmp_path, capsys):
     """It is printed with its reason; the report has all rows, and the run counts as failed."""
     good, bad = TINY, Target((1, 32, 5), ())
-    got = {good: Got(0.1, 0, 0, "loop()", 1), bad: Refused("out of luck")}
+    got = [Refused("out of luck"), Got(0.1, 0, 0, "loop()", 1)]
     reference = group_norm.group_norm_silu.op.reference
-    make = group_norm.arguments
-    monkeypatch.setattr(group_norm, "GROUP_NORM", (bad, good))
-    monkeypatch.setattr(group_norm, "gpu", lambda: stand_in("sm_90"))
-    monkeypatch.setattr(group_norm, "copy_bandwidth", lambda device: 3e12)
-    monkeypatch.setattr(group_norm, "_get_all", lambda *args, **kwargs: got)
-    monkeypatch.setattr(group_norm, "CudaStopwatch", lambda **kwargs: FakeStopwatch(jitd=5.0))
-    monkeypatch.setattr(
-        group_norm, "arguments", lambda *args, **kwargs: make(*args, **kwargs | {"device": "cpu"})
-    )
-    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    made = group_norm.cases_of([bad, good], {"again": reference}, dtype="bf16", add=False,
+                               device="cpu")  # fmt: skip
+    monkeypatch.setattr(group_norm, "cases_of", lambda *args, **kwargs: made)
+    on_a_card(monkeypatch, got, jitd=5.0)
     report_path = tmp_path / "report.json"
     assert not group_norm.run(
         dtype="bf16", add=False, peers={"again": reference}, with_compile=False, quick=True,
         json=report_path,
     )  # fmt: skip
     report = json.loads(report_path.read_text())
-    assert report["rows"][0] == {"shape": [1, 32, 5], "failed": "Refused: out of luck"}
+    assert report["rows"][0] == {
+        "name": "1x32x5", "shape": [1, 32, 5], "where": "", "failed": "Refused: out of luck",
+    }  # fmt: skip
     assert report["rows"][1]["speedup"] == {"eager": 10.0, "again": 10.0}
     assert report["environment"]["copy_bytes_per_s"] == 3e12
     assert {"gpu", "driver", "sm_count", "torch", "triton", "cuda_bindings", "python", "jitd",
@@ -302,6 +317,24 @@ def test_without_a_gpu_one_line_says_so(command, no_gpu):
     assert result.stderr.splitlines() == [
         "a benchmark needs an NVIDIA GPU: no NVIDIA driver (libcuda.so.1) on this machine."
     ]
+
+
+def test_the_daemon_is_measured_without_a_gpu(tmp_path, no_gpu, monkeypatch):
+    """A real daemon is started, asked and stopped, and every figure is in the report."""
+    for name in ("_STARTS", "_QUESTIONS", "_MISSES"):
+        monkeypatch.setattr(daemon, name, 4)
+    file = tmp_path / "daemon.json"
+    result = RUNNER.invoke(cli.app, ["daemon", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert {name: len(figure["values"]) for name, figure in report.items()} == {
+        "start to first answer": 4,
+        "a status": 4,
+        "connect and greet": 1,
+        "memory, idle": 1,
+        "a miss, besides the reference": 4,
+    }
+    assert all(value > 0 for figure in report.values() for value in figure["values"])
 
 
 def test_the_cache_is_measured_without_a_gpu(tmp_path, no_gpu):

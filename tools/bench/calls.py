@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from ...jit.build import Builder
 from ...jit.op import Op
 from ...jit.runtime import current
-from ...jit.sign import Call
+from ...jit.sign import Call, Passed
 from ...jit.stats import STATS
 from ...jit.tensors import spec_of
 
@@ -48,24 +48,28 @@ def all_arguments(op: Op, args: Sequence[Any]) -> tuple[Any, ...]:
     return (*args, *(argument.default for argument in op.arguments[len(args) :]))
 
 
-def call_of(op: Op, args: Sequence[Any]) -> Call:
-    """The call with tensors replaced by their specs."""
-    pairs = zip(op.arguments, all_arguments(op, args), strict=True)
-    return Call({a.name: spec_of(v) if isinstance(v, torch.Tensor) else v for a, v in pairs})
+def call_of(op: Op, args: Sequence[Any], named: Mapping[str, Any] | None = None) -> Call:
+    """The call with tensors replaced by their specs; `named` arguments besides positional ones."""
+    values = zip((a.name for a in op.arguments), all_arguments(op, args), strict=True)
+    given = dict(values) | dict(named or {})
+    given |= {name: Passed(name, example) for name, example in op.varies.items()}
+    return Call({n: spec_of(v) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
 
 
 def builder_for(device: torch.device) -> Builder:
     return current().builder_at(device.index or 0)
 
 
-def get(function: Callable[..., Any], args: Sequence[Any]) -> Got:
+def get(
+    function: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any] | None = None
+) -> Got:
     """Call an op once, which tunes it on a cold cache.
 
     Raises Refused if the reference answered: its time would pass for a kernel's.
     """
     before = STATS.snapshot()
     start = time.perf_counter()
-    function(*args)
+    function(*args, **(named or {}))
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     after = STATS.snapshot()
@@ -74,7 +78,7 @@ def get(function: Callable[..., Any], args: Sequence[Any]) -> Got:
     if answered:
         raise Refused(f"no kernel answered, but the reference ({', '.join(answered)})")
     op: Op = function.op  # type: ignore[attr-defined]
-    call = call_of(op, args)
+    call = call_of(op, args, named)
     builder = builder_for(args[0].device)
     config = builder.winner(op, call)
     if config is None:
@@ -83,8 +87,28 @@ def get(function: Callable[..., Any], args: Sequence[Any]) -> Got:
     return Got(seconds, new.get("tunes", 0), new.get("compiles", 0), config.name, launches)
 
 
-def hold_to(name: str, answer: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raises Refused if an answer is not the expected one, loosely."""
+def hold_to(name: str, answer: Any, expected: Any) -> None:
+    """Raises Refused if an answer, of one tensor or several, is not the expected one, loosely."""
+    answers, wanted = _several(answer), _several(expected)
+    if len(answers) != len(wanted):
+        raise Refused(f"{name} gave {len(answers)} tensors, the reference {len(wanted)}")
+    for one, other in zip(answers, wanted, strict=True):
+        _hold_one(name, one, other)
+
+
+def differing(answer: Any, expected: Any) -> int:
+    """Elements that are not equal; a NaN equals any other."""
+    return sum(
+        int(((a != b) & ~(a.isnan() & b.isnan())).sum())
+        for a, b in zip(_several(answer), _several(expected), strict=True)
+    )
+
+
+def _several(answer: Any) -> tuple[torch.Tensor, ...]:
+    return (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+
+
+def _hold_one(name: str, answer: torch.Tensor, expected: torch.Tensor) -> None:
     if (answer.shape, answer.dtype) != (expected.shape, expected.dtype):
         raise Refused(
             f"{name} gave {answer.dtype} {tuple(answer.shape)}, "
@@ -92,7 +116,7 @@ def hold_to(name: str, answer: torch.Tensor, expected: torch.Tensor) -> None:
         )
     absolute, relative = _TOLERANCE[expected.dtype]
     allowed = expected.abs().float().mul_(relative).add_(absolute)
-    error = answer.float().sub_(expected).abs_()
+    error = (answer.float() - expected).abs_()
     wrong = int((~(error <= allowed)).sum())  # ~(<=) counts NaN, too
     if wrong:
         raise Refused(

@@ -12,7 +12,8 @@ import typer
 
 from ...cache.errors import JitdError
 from .environment import NoGpu, gpu, need_torch_with_cuda
-from .peers import BadPeer, resolve_peers
+from .goals import TOKENS
+from .peers import BadPeer, resolve_op_peers, resolve_peers
 
 app = typer.Typer(
     name="bench",
@@ -40,6 +41,31 @@ class Part(StrEnum):
     PROCESSES = "processes"
     WORKERS = "workers"
     WARMUP = "warmup"
+
+
+class BlockVariant(StrEnum):
+    """The blocks that there are, by the version of the model."""
+
+    V2_3 = "2.3"
+    V2_0 = "2.0"
+
+
+class BlockModel(StrEnum):
+    """Whose blocks there are; `vae` is the decoder of LTX-2.3."""
+
+    LTX2 = "ltx2"
+    HELIOS = "helios"
+    ZIMAGE = "zimage"
+    VAE = "vae"
+
+
+class TokenPart(StrEnum):
+    """The parts of `tokens`."""
+
+    ROTARY = "rotary"
+    NORM = "norm"
+    LAYER_NORM = "layer_norm"
+    GATES = "gates"
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -104,6 +130,152 @@ def group_norm(
             quick=quick,
             json=json,
         )
+
+    _measure(measure)
+
+
+@app.command("tokens")
+def tokens(
+    part: Annotated[
+        list[TokenPart] | None, typer.Option(help="What to measure; repeatable. All parts if none.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP=MODULE:FUNCTION",
+            help="Another implementation of an op, called with that op's positional arguments. "
+            "Can be given several times.",
+        ),
+    ] = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: rough figures.")] = False,
+    json: Json = None,
+) -> None:
+    """Rotary embeddings, norms, modulation and gates at the shapes of LTX-2, Helios and Z-Image.
+
+    Against eager, torch.compile and peers. The first run on a card tunes every shape: about four
+    minutes with 16 cores. Every contender is checked before it is timed.
+
+    \b
+    Example:
+      python -m jitd.tools.bench tokens --part rotary \\
+        --peer split_rotary=sglang_rotary:apply_ltx2_split_rotary_emb --json tokens.json
+    """
+    try:
+        peers = resolve_op_peers(peer or [], {one.signature.partition("[")[0] for one in TOKENS})
+    except BadPeer as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from error
+
+    def measure() -> bool:
+        from .tokens import run
+
+        return run(
+            parts=[one.value for one in part or TokenPart],
+            peers=peers,
+            with_compile=not no_compile,
+            quick=quick,
+            json=json,
+        )
+
+    _measure(measure)
+
+
+@app.command("block")
+def block(
+    model: Annotated[
+        list[BlockModel] | None,
+        typer.Option(help="Whose block; vae: of LTX-2.3's decoder. Repeatable. All if none."),
+    ] = None,
+    variant: Annotated[
+        list[BlockVariant] | None, typer.Option(help="Of LTX-2; repeatable. Both if none.")
+    ] = None,
+    stage: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=2, help="Of LTX-2, 1: 2x6144 tokens, 2: 1x24576; repeatable. Both if none."
+        ),
+    ] = None,
+    i2v: Annotated[
+        bool, typer.Option("--i2v", help="LTX-2, image to video: two timesteps.")
+    ] = False,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """One block of a transformer at its real size: eager, torch.compile, jitd.
+
+    Time, kernel launches, bytes moved by kernels that are no matrix products, peak memory, time of
+    the host. Helios' eager block has modulation parameters for every token, as diffusers' does. The
+    first run on a card tunes what a block calls; JITD_MODE=replay takes defaults instead.
+
+    \b
+    Examples:
+      python -m jitd.tools.bench block --model ltx2 --variant 2.3 --stage 1 --json block.json
+      python -m jitd.tools.bench block --model helios --model zimage
+    """
+
+    def measure() -> bool:
+        from .block import run
+        from .blocks import helios_cases, ltx2_cases, vae_cases, zimage_cases
+
+        of_model = {
+            BlockModel.LTX2: lambda: ltx2_cases(
+                [one.value for one in variant or BlockVariant], stage or [1, 2], i2v=i2v
+            ),
+            BlockModel.HELIOS: helios_cases,
+            BlockModel.ZIMAGE: zimage_cases,
+            BlockModel.VAE: vae_cases,
+        }
+        cases = [case for one in model or BlockModel for case in of_model[one]()]
+        return run(cases=cases, with_compile=not no_compile, json=json)
+
+    _measure(measure)
+
+
+@app.command("denoise")
+def denoise(
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: rough figures.")] = False,
+    json: Json = None,
+) -> None:
+    """LTX-2's denoising step at the HQ shapes: guidance, res_2s, Euler's; a stand-in transformer.
+
+    Each op against eager, torch.compile and its floor; then a whole step, all passes of video and
+    audio, against eager: time, launches, bytes, time of the host.
+
+    \b
+    Example:
+      python -m jitd.tools.bench denoise --json denoise.json
+    """
+
+    def measure() -> bool:
+        from .denoise import run
+
+        return run(with_compile=not no_compile, quick=quick, json=json)
+
+    _measure(measure)
+
+
+@app.command("errors")
+def errors(json: Json = None) -> None:
+    """How far every op is off from float64, exact and fast, and bits that are not eager's.
+
+    One call of each op, by its default config.
+
+    \b
+    Example:
+      python -m jitd.tools.bench errors --json errors.json
+    """
+
+    def measure() -> bool:
+        from .errors import run
+
+        return run(json=json)
 
     _measure(measure)
 
@@ -221,6 +393,49 @@ def cache(
         return run(numbers=records or [1_000, 10_000, 100_000], within=within, json=json)
 
     _measure(measure, gpu_here=False, torch_here=False)
+
+
+@app.command("daemon")
+def daemon(json: Json = None) -> None:
+    """The daemon: start to first answer, memory, a question, and a miss in mode background.
+
+    Needs no GPU. It has a cache and a daemon of its own, which are gone afterwards.
+
+    \b
+    Example:
+      python -m jitd.tools.bench daemon --json daemon.json
+    """
+
+    def measure() -> bool:
+        from .daemon import run
+
+        return run(json)
+
+    _measure(measure, gpu_here=False, torch_here=False)
+
+
+@app.command("serving")
+def serving(
+    seconds: Annotated[float, typer.Option(min=1, help="Of each of the three phases.")] = 40.0,
+    rate: Annotated[float, typer.Option(min=1, help="Forwards begun in a second.")] = 20.0,
+    duty: Annotated[
+        float, typer.Option(min=0.001, max=1, help="JITD_DAEMON_DUTY of the daemon.")
+    ] = 0.05,
+    json: Json = None,
+) -> None:
+    """Requests on a card where the daemon tunes, against an idle daemon and tuning in process.
+
+    \b
+    Example:
+      python -m jitd.tools.bench serving --duty 0.05 --json serving.json
+    """
+
+    def measure() -> bool:
+        from .serving import run
+
+        return run(seconds=seconds, rate=rate, duty=duty, json=json)
+
+    _measure(measure)
 
 
 def _measure(

@@ -18,7 +18,8 @@ def affine_silu_kernel(
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(x_ptr + at, mask=at < n, other=0.0).to(tl.float32) * scale + shift
-    y = tl.minimum(gain * (v / (1.0 + tl.exp(-v))) + offset, limit)
+    y = gain * (v / (1.0 + tl.exp(-v))) + offset
+    y = tl.minimum(y, limit, propagate_nan=tl.PropagateNan.ALL)  # as clamp does
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=at < n)
 
 

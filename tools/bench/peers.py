@@ -1,7 +1,7 @@
 """Peers: other implementations, named as `module:function`."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 
@@ -34,8 +34,24 @@ def resolve_peer(text: str) -> Callable[..., Any]:
 def resolve_peers(texts: Sequence[str]) -> dict[str, Callable[..., Any]]:
     """The functions by the shortest names that tell them apart. Raises BadPeer."""
     short = [text.partition(":")[0].rpartition(".")[2] for text in texts]
-    taken = {"jitd", "eager", "compile"}
+    taken = {"jitd", "eager", "compile", "torch"}
     return {
         (text if short.count(name) > 1 or name in taken else name): resolve_peer(text)
         for text, name in zip(texts, short, strict=True)
     }
+
+
+def resolve_op_peers(
+    texts: Sequence[str], ops: Collection[str]
+) -> dict[str, dict[str, Callable[..., Any]]]:
+    """The peers of each op, given as `op=module:function`. Raises BadPeer."""
+    named: dict[str, list[str]] = {}
+    for text in texts:
+        op, equals, peer = text.partition("=")
+        if not equals or op not in ops:
+            raise BadPeer(
+                f"peer {text!r}: give op=module:function, where op is one of "
+                f"{', '.join(sorted(ops))}."
+            )
+        named.setdefault(op, []).append(peer)
+    return {op: resolve_peers(peers) for op, peers in named.items()}

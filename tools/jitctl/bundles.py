@@ -12,12 +12,12 @@ from ...cache.errors import BadBundle, JitdError
 from ...cache.records import Header, Record
 from ...cache.store import Store
 from ...jit import adopt
-from ...jit.device import capability, devices
+from ...jit.device import devices
 from ...jit.settings import Settings
 from ...jit.toolchain import toolchain
-from ...models import catalog
 from . import folder
-from .clear import owner, target
+from .clear import meant, owner, target
+from .options import Archs, AsJson, Models, Ops
 from .output import count, note, say, say_json, size
 
 _WHY = {
@@ -30,43 +30,36 @@ _WHY = {
 
 def export(
     file: Annotated[Path, typer.Argument(help="The bundle to write.", metavar="FILE")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="The records of this model's ops. Repeatable.", metavar="NAME"),
-    ] = None,
-    op: Annotated[
-        list[str] | None, typer.Option(help="The records of this op. Repeatable.", metavar="OP")
-    ] = None,
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(help="Only those for this architecture. Repeatable.", metavar="sm_NN"),
-    ] = None,
+    model: Models = None,
+    op: Ops = None,
+    arch: Archs = None,
     sign: Annotated[
         Path | None,
         typer.Option(help="Sign with this private key, of jitctl keygen.", metavar="KEY"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write winners, binaries and their checks into one file, for machines with such a GPU.
 
-    Equal records give the same bytes wherever and whenever they are exported. Only a signed bundle
-    saves the other machine the checks. The file is private (0600).
+    Those of the folders of JITD_CACHE_PATH, too. Equal records give the same bytes wherever and
+    whenever they are exported. Only a signed bundle saves the other machine the checks. The file is
+    private (0600).
 
     \b
     Examples:
       jitctl export warm.jitd
       jitctl export ltx2.jitd --model ltx2 --arch sm_90 --sign release.pem
     """
-    names = {name for text in model or () for name in (text, *catalog.model(text).ops)}
-    names |= set(op or ())
-    targets = {f"sm_{capability(text)}" for text in arch or ()}
+    names, targets = meant(model, op, arch)
     signer = signing.signer(sign) if sign else None
-    place = folder.cache_dir(Settings.read())
-    store = folder.open_for_reading(place)
+    settings = Settings.read()
+    place = folder.cache_dir(settings)
+    store = folder.open_for_reading(place, settings.cache_path)
     headers = _selected(store, names, targets) if store else []
     if store is None or not headers:
         raise JitdError(
-            f"nothing to export: {place} has no such records. To see what it has: jitctl list"
+            f"nothing to export: no such records in {folder.place_of(store, place)}. "
+            "To see what is there: jitctl list"
         )
     written = bundle.write(file, _records(store, headers), sign=signer)
     kinds = Counter(entry.kind for entry in written.entries)
@@ -103,7 +96,7 @@ def import_(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Verify, say what would be imported; import nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read a bundle into the cache. It is verified whole before anything of it is filed.
 
@@ -117,8 +110,11 @@ def import_(
       jitctl import warm.jitd --dry-run
       jitctl import old.jitd --seeds
     """
+    from ...jit.runtime import keep  # noqa: PLC0415  (40 ms that the other commands do not need)
+
     verify = signing.verifier(require_signature) if require_signature else None
-    place = folder.cache_dir(Settings.read())
+    settings = Settings.read()
+    place = folder.cache_dir(settings)
     present = folder.open_for_reading(place)
     cards = devices()
     here = adopt.Here(toolchain(), frozenset(card.target for card in cards) if cards else None)
@@ -137,7 +133,9 @@ def import_(
             overwrite=overwrite,
         )
         if not dry_run:
-            adopt.publish(opened, made, folder.open_for_writing(place))
+            store = folder.open_for_writing(place)
+            keep(store, settings)
+            adopt.publish(opened, made, store)
         signed = opened.signature is not None
     if as_json:
         say_json(_document(file, place, made, trusted=verify is not None, dry_run=dry_run))
@@ -155,7 +153,7 @@ def import_(
 
 def keygen(
     path: Annotated[Path, typer.Argument(help="The private key to write.", metavar="PATH")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a pair of Ed25519 keys for bundles: PATH, which stays secret, and PATH.pub.
 

@@ -16,6 +16,7 @@ from ...jit.device import capability
 from ...jit.settings import Settings
 from ...models import catalog
 from . import folder
+from .options import Archs, AsJson, Models, Ops, WouldRemove
 from .output import count, note, say, say_json, size
 
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
@@ -23,17 +24,9 @@ _WINNERS = frozenset({"winner", "timing"})  # tiny, and dear: only a GPU can mak
 
 
 def clear_cache(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="The records of this model's ops. Repeatable.", metavar="NAME"),
-    ] = None,
-    op: Annotated[
-        list[str] | None, typer.Option(help="The records of this op. Repeatable.", metavar="OP")
-    ] = None,
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(help="Only those of this architecture. Repeatable.", metavar="sm_NN"),
-    ] = None,
+    model: Models = None,
+    op: Ops = None,
+    arch: Archs = None,
     older_than: Annotated[
         str | None,
         typer.Option(help="Only those not used for so long: 12h, 30d.", metavar="AGE"),
@@ -41,11 +34,9 @@ def clear_cache(
     keep_winners: Annotated[
         bool, typer.Option("--keep-winners", help="Keep what was tuned; clear the rest.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
-    ] = False,
+    dry_run: WouldRemove = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove records from the cache: all of them, or those that the options select.
 
@@ -58,9 +49,7 @@ def clear_cache(
       jitctl clear-cache --older-than 30d --keep-winners
       jitctl clear-cache --model ltx2 --arch sm_90 --yes
     """
-    names = {name for text in model or () for name in (text, *catalog.model(text).ops)}
-    names |= set(op or ())
-    targets = {f"sm_{capability(text)}" for text in arch or ()}
+    names, targets = meant(model, op, arch)
     older_than_s = seconds(older_than)
     filtered = bool(names or targets or older_than or keep_winners)
     place = folder.cache_dir(Settings.read())
@@ -96,6 +85,15 @@ def clear_cache(
     else:
         verb = "Removed" if removed else "Would remove"
         say(f"{verb} {_described(done, kinds_found)} from {place}")
+
+
+def meant(model: Models, op: Ops, arch: Archs) -> tuple[set[str], set[str]]:
+    """The names of owners and the architectures that these options choose; no name: all.
+
+    Raises ValueError for a model or an architecture that there is not.
+    """
+    names = {name for text in model or () for name in (text, *catalog.model(text).ops)}
+    return names | set(op or ()), {f"sm_{capability(text)}" for text in arch or ()}
 
 
 def owner(header: Header) -> str:
@@ -139,6 +137,9 @@ def _ask(planned: Cleared, kinds: Counter[str], store: Store) -> None:
 
 
 def _described(cleared: Cleared, kinds: Counter[str]) -> str:
-    inner = ", ".join(count(number, kind) for kind, number in sorted(kinds.items()))
+    parts = [count(number, kind) for kind, number in sorted(kinds.items())]
+    if parts and cleared.files > kinds.total():  # what is no record, or cannot be read as one
+        parts.append(count(cleared.files - kinds.total(), "other"))
+    inner = ", ".join(parts)
     text = f"{count(cleared.files, 'file')}, {size(cleared.bytes)}"
     return f"{text} ({inner})" if inner else text

@@ -12,7 +12,21 @@ from typing import Annotated, cast
 import typer
 
 from ...cache.errors import JitdError
-from . import bundles, clear, environment, gc, listing, show, stats, tune, verify, warmup, why
+from . import (
+    bundles,
+    clear,
+    daemon,
+    environment,
+    gc,
+    listing,
+    show,
+    stats,
+    top,
+    tune,
+    verify,
+    warmup,
+    why,
+)
 from .output import NoteHandler, note
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -42,6 +56,8 @@ app.command("why", short_help="Say what differs from the nearest stored winner."
 app.command("stats", short_help="Count what is stored, and what was hit and missed.")(stats.stats)
 app.command("gc", short_help="Evict what was not used for longest.")(gc.gc)
 app.command("verify", short_help="Read every record, find what is wrong.")(verify.verify)
+app.add_typer(daemon.app, name="daemon", short_help="Start, stop, look at the daemon.")
+app.command("top", short_help="Show live what the daemon does.")(top.top)
 app.command("env", short_help="Print every setting.")(environment.env)
 app.command("doctor", short_help="Check cache folder, GPU, driver, packages.")(environment.doctor)
 
@@ -73,7 +89,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except _WrongUsage as error:
-        note(f"{error.format_message()} See: jitctl{_command(arguments)} --help")  # type: ignore[attr-defined]
+        what = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        note(f"{what}. See: jitctl{_command(arguments)} --help")
         return USAGE
     except BrokenPipeError:  # `jitctl list | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

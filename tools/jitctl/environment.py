@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
@@ -20,6 +20,7 @@ from ...jit import settings
 from ...jit.device import NoDevice, check, devices, driver
 from ...jit.toolchain import toolchain
 from . import folder
+from .options import AsJson
 from .output import count, say, say_json, size, table
 
 _LEAST_TORCH = (2, 11)
@@ -47,7 +48,7 @@ def print_versions() -> None:
 
 
 def env(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print every setting: its value, where that comes from, what it means.
 
@@ -76,7 +77,7 @@ def env(
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the cache folder, the GPU, the driver and the packages, and say what to do.
 
@@ -95,6 +96,7 @@ def doctor(
         *_packages(),
         *_cuda_majors(),
         _compiler(),
+        _daemon(place, current),
     ]
     problems = sum(finding.status == "problem" for finding in findings)
     if as_json:
@@ -262,6 +264,25 @@ def _cuda_majors() -> Iterator[Finding]:
 def _compiler() -> Finding:
     found = shutil.which("cc") or shutil.which("gcc")
     return Finding("C compiler", "ok", f"not needed ({f'{found} is there' if found else 'none'})")
+
+
+def _daemon(place: Path, current: settings.Settings) -> Finding:
+    """The daemon is optional: one that is not there is fine, one that does not answer is not."""
+    from ...jit.daemon.client import DaemonTrouble  # noqa: PLC0415
+    from ...jit.daemon.place import Place  # noqa: PLC0415
+    from .daemon import facts_of  # noqa: PLC0415
+
+    if current.daemon == "off":
+        return Finding("daemon", "ok", "off (JITD_DAEMON)")
+    try:
+        facts = facts_of(Place.of(place, current.daemon_dir))
+    except DaemonTrouble as trouble:
+        if trouble.cause == "absent":
+            return Finding("daemon", "ok", "not running, not needed")
+        remedy = "Run: jitctl daemon stop --kill; processes do its work meanwhile."
+        return Finding("daemon", "warning", f"{trouble.cause}: {trouble.detail}", remedy)
+    text = f"pid {facts['pid']}, {facts['running']} running, {facts['queued']} queued"
+    return Finding("daemon", "ok", text)
 
 
 def _version(package: str) -> str | None:

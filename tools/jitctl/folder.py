@@ -34,9 +34,10 @@ class KeepingStore(Store):
         *,
         label: str = "",
         meta: Mapping[str, Any] | None = None,
+        created: float | None = None,
     ) -> Record:
         try:
-            return super().put(key, body, label=label, meta=meta)
+            return super().put(key, body, label=label, meta=meta, created=created)
         except CacheWriteError as error:
             raise CannotKeep(str(error)) from error
 

@@ -8,6 +8,7 @@ from ...cache.evict import Bounds, Evicted, bytes_of, evict
 from ...jit.settings import Settings
 from . import folder
 from .clear import seconds
+from .options import AsJson, WouldRemove
 from .output import count, note, say, say_json, size
 
 
@@ -34,10 +35,8 @@ def gc(
             metavar="AGE",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    dry_run: WouldRemove = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring the cache within its bounds, and sweep what killed processes left in it.
 

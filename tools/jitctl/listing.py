@@ -1,4 +1,4 @@
-"""`jitctl list`: what is in the cache, by the headers alone."""
+"""`jitctl list`: what is in the cache, by headers and names of files alone."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,13 @@ import typer
 
 from ...cache.keys import KINDS
 from ...cache.records import Header
+from ...cache.scan import Entry
+from ...cache.store import Store
 from ...jit.settings import Settings
 from . import folder, resume
 from .clear import owner, target
 from .marks import drivers, marks
+from .options import AsJson
 from .output import age, count, microseconds, percent, say, say_json, size, table, times
 
 
@@ -21,7 +24,7 @@ def list_records(
         str | None,
         typer.Option(help=f"Records of another kind: {', '.join(sorted(KINDS))}.", metavar="KIND"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what was tuned: config, time, share of the memory limit, speed-up over eager.
 
@@ -40,8 +43,8 @@ def list_records(
     settings = Settings.read()
     place = folder.cache_dir(settings)
     store = folder.open_for_reading(place, settings.cache_path)
-    headers = list(store.headers()) if store else []
     wanted = kind or "winner"
+    headers, counts = look(store, wanted)
     of_op = [h for h in headers if op is None or owner(h) == op]
     chosen = [h for h in of_op if h.kind == wanted]
     # What was begun elsewhere and is read-only here cannot be gone on with.
@@ -54,9 +57,8 @@ def list_records(
             for h in chosen
         ]
         begun = [document(header) for header in unfinished]
-        summary = _counts(headers)
         say_json(
-            {"cache_dir": str(place), "records": records, "unfinished": begun, "summary": summary}
+            {"cache_dir": str(place), "records": records, "unfinished": begun, "summary": counts}
         )
         return
     if chosen and wanted == "winner":
@@ -69,12 +71,20 @@ def list_records(
         ]
         table(("op", "what", "arch", "size", "age"), rows, right=("size", "age"))
         say()
-    elif headers:
+    elif counts["records"]:
         say(f"No {wanted} records{f' of {op}' if op else ''}.")
     if kind is None:
         for header in unfinished:
             say(_unfinished(header))
-    say(_summary(headers, folder.place_of(store, place)))
+    say(_summary(counts, folder.place_of(store, place)))
+
+
+def look(store: Store | None, kind: str) -> tuple[list[Header], dict[str, Any]]:
+    """The headers of a kind and of what was begun, and how many records of each kind there are."""
+    if store is None:
+        return [], _counts(())
+    kinds = sorted({kind, "timing", resume.NOTES[0]})
+    return [header for one in kinds for header in store.headers(one)], _counts(store.entries())
 
 
 def _list_winners(headers: Sequence[Header]) -> None:
@@ -136,18 +146,17 @@ def document(header: Header) -> dict[str, Any]:
     return document
 
 
-def _counts(headers: Iterable[Header]) -> dict[str, Any]:
+def _counts(entries: Iterable[Entry]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     total = 0
-    for header in headers:
-        kinds[header.kind] += 1
-        total += header.file_bytes
+    for entry in entries:
+        kinds[entry.kind] += 1
+        total += entry.bytes
     return {"records": kinds.total(), "bytes": total, "kinds": dict(sorted(kinds.items()))}
 
 
-def _summary(headers: Sequence[Header], place: str) -> str:
-    if not headers:
+def _summary(counts: Mapping[str, Any], place: str) -> str:
+    if not counts["records"]:
         return f"Nothing is cached in {place} yet. Begin: jitctl warmup --model ltx2"
-    counts = _counts(headers)
     kinds = ", ".join(count(number, kind) for kind, number in counts["kinds"].items())
     return f"{kinds}: {size(counts['bytes'])} in {place}"

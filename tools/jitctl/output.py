@@ -91,7 +91,9 @@ def size(number: float) -> str:
 
 
 def age(created: float) -> str:
-    """The time since a Unix time: `3 d`."""
+    """The time since a Unix time: `3 d`; `-` where it is 0, for unknown."""
+    if not created:
+        return "-"
     seconds = max(0.0, time.time() - created)
     for unit, name in _AGES:
         if seconds >= unit:

@@ -14,6 +14,7 @@ from . import folder
 from .landscape import Landscape, Point
 from .listing import document, figures
 from .marks import drivers, marks
+from .options import AsJson, Imports
 from .output import age, count, microseconds, note, percent, say, say_json, table, times
 
 _NEAREST = 3
@@ -24,12 +25,7 @@ def show(
     signature: Annotated[
         str, typer.Argument(help="A printed signature, or a part of just one.", metavar="SIGNATURE")
     ],
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", help="Module that declares ops outside jitd. Repeatable.", metavar="MODULE"
-        ),
-    ] = None,
+    imports: Imports = None,
     top: Annotated[
         int | None,
         typer.Option(help="Only the N fastest in the table, and the winner.", min=1, metavar="N"),
@@ -44,7 +40,7 @@ def show(
     y: Annotated[
         str | None, typer.Option("--y", help="Its axis up; num_warps if none.", metavar="NAME")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show all that is known of one winner: key, check, and the landscape it was chosen from.
 

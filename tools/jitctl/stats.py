@@ -3,9 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ...cache import counters
 from ...cache.evict import TEMPORARY_S, aside
@@ -13,18 +11,21 @@ from ...cache.store import Store
 from ...jit.settings import Settings
 from . import folder
 from .clear import owner, target
+from .options import AsJson
 from .output import count, percent, say, say_json, size, table
 
 Sums = dict[str, dict[str, int]]
 
 
 def stats(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count entries and bytes by kind, op and architecture, and hits, misses, compiles and tunes.
 
     The counters are sums over the processes that used this cache and ended; each adds its own as it
-    ends, a killed one nothing. A process that runs is asked from within, by jitd.stats().
+    ends, a killed one nothing. Of the hits, hits_behind were in the read-only folders of
+    JITD_CACHE_PATH, whose records are not counted here. A process that runs is asked from within,
+    by jitd.stats().
 
     \b
     Examples:
@@ -73,10 +74,14 @@ def figures(store: Store, settings: Settings) -> dict[str, Any]:
 def _print(found: Mapping[str, Any], place: str) -> None:
     for group, name in (("kinds", "kind"), ("ops", "op"), ("archs", "arch")):
         rows = [(key, sums["files"], size(sums["bytes"])) for key, sums in found[group].items()]
-        table((name, "entries", "bytes"), rows, right=("entries", "bytes"))
-        say()
+        if rows:
+            table((name, "entries", "bytes"), rows, right=("entries", "bytes"))
+            say()
     if found["counters"]:
         table(("counted", "times"), [*found["counters"].items()], right=("times",))
+        say()
+    if found["counters"].get("left_out"):
+        say("left_out: folders of JITD_CACHE_PATH that could not be used. Why: jitctl doctor")
         say()
     records, bounds = found["records"], found["bounds"]
     shares = [percent(records[name] / bounds[name]) for name in ("files", "bytes")]

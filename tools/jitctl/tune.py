@@ -12,6 +12,7 @@ from ...jit.settings import Settings
 from ...jit.stats import STATS
 from ...jit.toolchain import toolchain
 from . import folder
+from .options import AsJson, DeviceIndex, Imports, Jobs
 from .output import note, say_json
 from .show import print_winners, winner_documents
 from .warmup import Dtype
@@ -44,23 +45,13 @@ def tune(
             metavar="NAME=VALUE",
         ),
     ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", help="Module that declares ops outside jitd. Repeatable.", metavar="MODULE"
-        ),
-    ] = None,
-    device: Annotated[
-        int | None,
-        typer.Option(help="CUDA index of the GPU to tune on; 0 if none.", min=0, metavar="N"),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Compile workers; all cores if none.", min=1, metavar="N")
-    ] = None,
+    imports: Imports = None,
+    device: DeviceIndex = None,
+    jobs: Jobs = None,
     again: Annotated[
         bool, typer.Option("--again", help="Tune although there is a winner.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tune an op at one or more shapes, and show the landscape of each, as `jitctl show` does.
 

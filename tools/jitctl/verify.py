@@ -14,6 +14,7 @@ from ...cache.verify import repair as repair_fault
 from ...cache.verify import verify as verify_cache
 from ...jit.settings import Settings
 from . import folder
+from .options import AsJson
 from .output import count, note, say, say_json, size, table
 
 
@@ -51,7 +52,7 @@ def verify(
         bool,
         typer.Option("--repair", help="Set bad records aside, sweep, correct modes of folders."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read every record: checksum, key against path, owner, permissions; find what is foreign.
 

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ class Wanted:
     model: catalog.Model | None
     sizes: tuple[Any, ...]
     dtype: str
-    version: str
+    variant: str
+    i2v: bool
     signatures: tuple[str, ...]
     workload: Path | None
     imports: tuple[str, ...]
@@ -45,7 +46,8 @@ class Wanted:
         }
         if self.model:
             sizes = sorted(str(size) for size in self.sizes)
-            options |= {"sizes": sizes, "dtype": self.dtype, "version": self.version}
+            options |= {"sizes": sizes, "dtype": self.dtype}
+            options |= {"variant": self.variant, "i2v": self.i2v}
         return options
 
     @property
@@ -58,8 +60,9 @@ class Wanted:
                 words += [word for size in self.sizes for word in ("--size", str(size))]
             if self.dtype != "bf16":
                 words += ["--dtype", self.dtype]
-            if self.version != self.model.versions[0]:
-                words += ["--version", self.version]
+            if self.variant != self.model.variants[0]:
+                words += ["--variant", self.variant]
+            words += ["--i2v"] * self.i2v
         words += [word for name in self.imports for word in ("--import", name)]
         words += [word for text in self.signatures for word in ("--signature", text)]
         words += ["--workload", str(self.workload)] if self.workload else []
@@ -78,7 +81,7 @@ class Wanted:
         for text in asked:
             read_signature(text)
         if self.model:
-            model = self.model.workload(self.sizes, self.dtype, self.version)
+            model = self.model.workload(self.sizes, self.dtype, self.variant, i2v=self.i2v)
             for text, calls in model.counts.items():
                 asked.add(text, calls)
         return asked
@@ -122,7 +125,8 @@ class Request:
             "model": wanted.model.name if wanted.model else None,
             "sizes": [str(size) for size in wanted.sizes],
             "dtype": wanted.dtype,
-            "version": wanted.version,
+            "variant": wanted.variant,
+            "i2v": wanted.i2v,
             "signatures": list(wanted.signatures),
             "workload": str(wanted.workload) if wanted.workload else None,
             "imports": list(wanted.imports),
@@ -136,13 +140,19 @@ class Request:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Request":
-        """Raises ValueError where what was asked for is no more: a model, a file."""
+        """Raises ValueError where what was asked for is no more: a model, a file; and for a note of
+        another version of jitd, which had other options.
+        """
+        missing = {field.name for field in fields(Wanted)} - {*document, "sizes"}
+        if missing:
+            raise ValueError(f"another version of jitd noted it: {', '.join(sorted(missing))}?")
         return cls(
             wanted=wanted(
                 document["model"],
                 sizes=document["sizes"],
                 dtype=document["dtype"],
-                version=document["version"] or None,
+                variant=document["variant"] or None,
+                i2v=document["i2v"],
                 signatures=document["signatures"],
                 workload=Path(document["workload"]) if document["workload"] else None,
                 imports=document["imports"],
@@ -161,28 +171,34 @@ def wanted(
     *,
     sizes: Sequence[str],
     dtype: str,
-    version: str | None,
+    variant: str | None,
+    i2v: bool,
     signatures: Sequence[str],
     workload: Path | None,
     imports: Sequence[str],
+    hq: bool = False,
 ) -> Wanted:
-    """The request, checked as far as that goes without torch. Raises ValueError."""
+    """The request, checked as far as that goes without torch. `hq` is a name for the variant of
+    high quality. Raises ValueError.
+    """
     if not (model or signatures or workload):
         raise ValueError(
             f"nothing to warm: give --model ({', '.join(catalog.MODELS)}), --signature or "
             "--workload. Example: jitctl warmup --model ltx2"
         )
     known = catalog.model(model) if model else None
-    if known is None and (sizes or version):
-        raise ValueError("--size and --version are options of a model: give --model, too.")
+    if known is None and (sizes or variant or i2v or hq):
+        raise ValueError(
+            "--size, --variant, --hq and --i2v are options of a model: give --model, too."
+        )
+    if known and hq:
+        variant = _high_quality(known, variant)
     if workload and not workload.is_file():
         raise ValueError(f"--workload {workload}: no such file.")
     if workload:
         Workload.load(workload)  # refuse a damaged one before torch is imported
-    if known and version and version not in known.versions:
-        raise ValueError(
-            f"{known.name} has no version {version!r}; there are {', '.join(known.versions)}."
-        )
+    if known:
+        known.check(variant or known.variants[0], i2v=i2v)
     parsed: tuple[Any, ...] = ()
     if known:
         given = [known.parse_size(text) for text in sizes]
@@ -191,11 +207,22 @@ def wanted(
         model=known,
         sizes=parsed,
         dtype=dtype,
-        version=version or (known.versions[0] if known else ""),
+        variant=variant or (known.variants[0] if known else ""),
+        i2v=i2v,
         signatures=tuple(dict.fromkeys(signatures)),
         workload=workload and workload.absolute(),
         imports=tuple(dict.fromkeys(imports)),
     )
+
+
+def _high_quality(model: catalog.Model, variant: str | None) -> str:
+    """The variant that `--hq` means. Raises ValueError if there is none, or for another one."""
+    found = next((name for name in model.variants if name.endswith("-hq")), None)
+    if found is None:
+        raise ValueError(f"{model.name} has no variant of high quality: leave out --hq.")
+    if variant not in (None, found):
+        raise ValueError(f"--hq is --variant {found}: leave out --variant {variant}, or --hq.")
+    return found
 
 
 # -- ops and signatures -----------------------------------------------------------------------

@@ -208,7 +208,10 @@ def _outlook(builder: Builder, workload: Workload, request: Request) -> list[war
 def _to_compile(
     builder: Builder, bucket: warm.Bucket, *, whole_space: bool
 ) -> tuple[Config | None, str]:
-    config, binaries = warm.worth_compiling(builder, bucket, whole_space=whole_space)
+    try:
+        config, binaries = warm.worth_compiling(builder, bucket, whole_space=whole_space)
+    except ValueError as error:  # no variant: said of this signature, like a kernel that fails
+        return None, str(error)
     keys = {binary.key for binary in binaries}
     missing = sum(not builder.store.has(key) for key in keys)
     return config, f"{missing} of {len(keys)} binaries missing"

@@ -1,6 +1,5 @@
 """`jitctl warmup`: its options, and its report. The work is in `warming`."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
@@ -15,6 +14,7 @@ from ...jit.stats import STATS
 from ...jit.toolchain import toolchain
 from ...models import catalog
 from . import folder
+from .options import AsJson, DeviceIndex, Imports, Jobs
 from .output import count, microseconds, note, percent, say, say_json, table, times
 
 if TYPE_CHECKING:
@@ -64,23 +64,25 @@ def warmup(
     workload: Annotated[
         Path | None, typer.Option(help="A file that Workload.save() wrote.", metavar="FILE")
     ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", help="Module that declares ops outside jitd. Repeatable.", metavar="MODULE"
-        ),
-    ] = None,
+    imports: Imports = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
-            help="Size of the finished video, or a preset's name; repeatable. All presets if none.",
-            metavar="HxWxF",
+            help="Size of the finished video or image, or a preset's name; repeatable. "
+            "All presets if none.",
+            metavar="HxW[xF]",
         ),
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of the model's weights.")] = Dtype.bf16,
-    version: Annotated[
-        str | None, typer.Option(help="Version of the model; the newest if none.", metavar="N.N")
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of the model; the newest if none.", metavar="NAME")
     ] = None,
+    hq: Annotated[
+        bool, typer.Option("--hq", help="The variant of high quality: LTX-2's is 2.3-hq.")
+    ] = False,
+    i2v: Annotated[
+        bool, typer.Option("--i2v", help="Image-to-video: warm what that calls instead.")
+    ] = False,
     arch: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,13 +90,8 @@ def warmup(
             metavar="sm_NN",
         ),
     ] = None,
-    device: Annotated[
-        int | None,
-        typer.Option(help="CUDA index of the GPU to tune on; 0 if none.", min=0, metavar="N"),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Compile workers; all cores if none.", min=1, metavar="N")
-    ] = None,
+    device: DeviceIndex = None,
+    jobs: Jobs = None,
     mode: Annotated[
         Mode | None,
         typer.Option(help="Tune on the GPU (the default with one), or compile only."),
@@ -117,17 +114,21 @@ def warmup(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is missing; compile and tune nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile, tune and check what a model needs, before it runs.
 
     On a GPU every signature is tuned there. Without one it is compiled for --arch, and the first
     run on a GPU has only to tune and check. A second warmup answers at once. One that was
-    interrupted, by Ctrl-C or by a crash, is taken up again with --resume.
+    interrupted, by Ctrl-C or by a crash, is taken up again with --resume. Of a model, "calls" are
+    those in one forward of each of its parts and one step of each stage, however many there are.
 
     \b
     Examples:
       jitctl warmup --model ltx2
+      jitctl warmup --model ltx2 --hq --size 1088x1920-hq
+      jitctl warmup --model ltx2 --variant 2.3-distilled --i2v --size 1024x1536
+      jitctl warmup --model zimage --size 1024 --size 768x1360
       jitctl warmup --model ltx2 --size 512x768x121 --arch sm_90 --arch sm_100
       jitctl warmup --signature 'group_norm_silu[bf16](1x1024x16x32x48, groups=32)'
       jitctl warmup --model ltx2 --again noisy
@@ -159,10 +160,12 @@ def warmup(
             model,
             sizes=size or (),
             dtype=dtype.value,
-            version=version,
+            variant=variant,
+            i2v=i2v,
             signatures=signature or (),
             workload=workload,
             imports=imports or (),
+            hq=hq,
         )
         anew: Again = again.value if again else "missing"
         work, targets = warming.targets(
@@ -193,7 +196,7 @@ def warmup(
         )
     else:
         for outcome in outcomes:
-            _report(outcome, request, store.root, dry_run=dry_run)
+            _report(outcome, request, folder.place_of(store, store.root), dry_run=dry_run)
     if not dry_run and any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -234,16 +237,14 @@ def _nothing_to_resume(place: Path, *, as_json: bool) -> None:
         say(f"Nothing to resume in {place}: no warmup was interrupted.")
 
 
-def _report(
-    outcome: "Outcome", request: "Request", root: os.PathLike[str], *, dry_run: bool
-) -> None:
+def _report(outcome: "Outcome", request: "Request", place: str, *, dry_run: bool) -> None:
     rows, where, wanted = outcome.rows, str(outcome.device), request.wanted
     if not outcome.device.uuid:
         where = f"{outcome.device.target} (as if on an {outcome.device.name})"
     if outcome.from_receipt:
-        say(f"{wanted.name} for {where}: nothing to do, all of it is in {root}")
+        say(f"{wanted.name} for {where}: nothing to do, all of it is in {place}")
     else:
-        say(f"{wanted.name} for {where}, in {root}")
+        say(f"{wanted.name} for {where}, in {place}")
     say()
     _rows(rows, request.work, dry_run=dry_run)
     say()
@@ -251,7 +252,7 @@ def _report(
         if row.status == "failed":
             note(f"failed: {row.signature}: {row.detail}")
     if not dry_run:
-        say(_next(outcome, request, root))
+        say(_next(outcome, request, place))
 
 
 def _rows(rows: Sequence["Row"], work: str, *, dry_run: bool) -> None:
@@ -279,7 +280,7 @@ def _binaries(row: "Row") -> str:
     return "-" if row.status == "failed" else row.detail.removesuffix(" binaries")
 
 
-def _next(outcome: "Outcome", request: "Request", root: os.PathLike[str]) -> str:
+def _next(outcome: "Outcome", request: "Request", place: str) -> str:
     """What to do now, in one line."""
     command = request.wanted.command
     if outcome.failed:
@@ -295,8 +296,8 @@ def _next(outcome: "Outcome", request: "Request", root: os.PathLike[str]) -> str
     if outcome.device.uuid:
         return f"Compiled. {count(len(outcome.rows), 'signature')} to tune: {command}"
     return (
-        f"Next: copy or mount {root} on a machine with an {outcome.device.target} card, such as "
-        f"{outcome.device.name}, as its JITD_CACHE_DIR, and run `{command}` there: "
+        f"Next: bring {place} to a machine with an {outcome.device.target} card, such as "
+        f"{outcome.device.name}, by copy, mount or jitctl export, and run `{command}` there: "
         f"{count(len(outcome.rows), 'signature is', 'signatures are')} left to tune and check."
     )
 

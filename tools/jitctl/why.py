@@ -16,6 +16,7 @@ from ...jit.device import devices, stand_in
 from ...jit.settings import Settings
 from ...jit.toolchain import toolchain
 from . import folder
+from .options import AsJson, Imports
 from .output import say, say_json, table
 
 _OF_THE_DEVICE = ("device", "memory_bytes", "sm_count")
@@ -45,13 +46,8 @@ def why(
             metavar="NAME",
         ),
     ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", help="Module that declares ops outside jitd. Repeatable.", metavar="MODULE"
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    imports: Imports = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say why a signature is not served: which part of its key differs from the nearest winner's.
 
@@ -65,7 +61,7 @@ def why(
       jitctl why 'group_norm_silu[bf16](1x1024x24576, groups=32)' --device-name 'NVIDIA H200' --json
     """
     settings = Settings.read()
-    store = folder.open_for_reading(folder.cache_dir(settings))
+    store = folder.open_for_reading(folder.cache_dir(settings), settings.cache_path)
     op = signature.partition("[")[0]
     winners = list(store.headers("winner")) if store else []
     of_op = [header for header in winners if header.op == op]

@@ -375,3 +375,25 @@ def copy_of_jitd(place):
             folder, place / "jitd" / part, ignore=shutil.ignore_patterns("__pycache__", "api")
         )
     shutil.copytree(Path(OUTSIDE) / "outside", place / "outside")
+
+
+def test_what_lies_behind_is_exported(card, tmp_path, monkeypatch):
+    """Records of read-only folders behind the cache go into the bundle: the same bytes."""
+    assert card.run(*SCALE).code == 0
+    assert card.run("export", str(tmp_path / "own")).code == 0
+    behind = card.folder.rename(tmp_path / "behind")
+    assert "no such records" in card.run("export", str(tmp_path / "none")).err
+    monkeypatch.setenv("JITD_CACHE_PATH", str(behind))
+    result = card.run("export", str(tmp_path / "theirs"))
+    assert result.code == 0, result.err
+    assert (tmp_path / "theirs").read_bytes() == (tmp_path / "own").read_bytes()
+
+
+def test_an_import_keeps_the_bounds(machine, warm, monkeypatch):
+    """What is imported beyond the bound is evicted again, binaries first."""
+    monkeypatch.setenv("JITD_CACHE_MAX_FILES", "4")
+    there = machine("there")
+    assert there.run("import", str(warm)).code == 0
+    kinds = [name.partition("/")[0] for name in there.files()]
+    assert kinds.count("winner") == 2
+    assert len(kinds) <= 4

@@ -103,9 +103,9 @@ def test_again_is_not_done_twice(card):
 
 @pytest.mark.compiler
 def test_a_model_comes_back(card, store):
-    """Sizes, dtype and version of a model are noted, and asked for again."""
+    """Sizes, dtype, variant and --i2v of a model are noted, and asked for again."""
     options = ["--size", "512x768x121", "--dtype", "fp16"]
-    options += ["--version", "2.0", "--arch", "sm_80"]
+    options += ["--variant", "2.0", "--i2v", "--arch", "sm_80"]
     process = card.start("warmup", "--model", "ltx2", *options, "--jobs", "1", "--space")
     for line in process.stderr:
         if "compiled" in line:
@@ -144,6 +144,16 @@ def test_what_cannot_be_asked_for_again(card, tmp_path):
     assert f"cannot resume `{shlex.join(['jitctl', *asked])}`" in result.lines[0]
     assert f"resuming: {shlex.join(['jitctl', *SCALE])}" in result.lines[1]
     assert str(workload) in card.refused(*RESUME, code=1)
+
+
+def test_a_note_of_another_version(card, store):
+    """A note without an option that there is now, as an older jitd wrote it, is passed over."""
+    card.run(*SCALE, happens=["--ctrl-c"])
+    (header,) = store.headers("workload", "resume")
+    body = store.record_for(header).body
+    store.put(header.key, {k: v for k, v in body.items() if k != "i2v"}, label=header.label)
+    message = card.refused(*RESUME, code=1)
+    assert "another version of jitd noted it: i2v?" in message
 
 
 def test_list_and_clear(card):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
 from jitd.cache import counters
 from jitd.cache.keys import Key
+from jitd.cache.store import Store
 
 LONG_AGO = time.time() - 40 * 86_400
 SIGNATURE = "group_norm_silu[bf16](1x1024x24576, groups=32)"
@@ -98,6 +100,15 @@ def test_stats(filled, store):
     text = filled.run("stats").out
     assert "compiles" in text
     assert "4 entries" in text
+
+
+def test_stats_of_the_folders_behind(filled, store):
+    """Hits behind are shown; folders left out, too, with the command that says why."""
+    counters.add(store.root, {"hits": 5, "hits_behind": 4, "left_out": 2})
+    text = filled.run("stats").out
+    assert re.search(r"hits_behind +4\n", text)
+    assert re.search(r"left_out +2\n", text)
+    assert "jitctl doctor" in text
 
 
 def test_stats_of_a_damaged_cache(filled):
@@ -197,3 +208,46 @@ def test_why_refuses(cli, tuned_elsewhere):
     unknown = cli.refused("why", SIGNATURE, "--device-name", "Voodoo 2", code=2)
     assert "NVIDIA Test" in unknown
     assert "no op" in cli.refused("why", "frobnicate[bf16](1)", code=2)
+
+
+READY = "outside_scale[bf16](1000)"
+
+
+@pytest.fixture
+def tuned(card):
+    """A machine with a card on which `READY` is tuned, compiled and checked."""
+    assert card.run("warmup", "--import", "outside.ops", "--signature", READY).code == 0
+    return card
+
+
+def test_why_of_what_is_ready(tuned):
+    """Once it is tuned, it is ready, and the config that won is named."""
+    result = tuned.run("why", READY, "--import", "outside.ops", "--json")
+    (answer,) = json.loads(result.out)["answers"]
+    assert answer["ready"], answer
+    assert "BLOCK=" in answer["text"]
+    assert answer["differences"] == []
+
+
+def test_why_looks_behind(tuned, tmp_path, monkeypatch):
+    """What a read-only folder behind the cache has is served, and so it is ready."""
+    behind = tuned.folder.rename(tmp_path / "behind")
+    monkeypatch.setenv("JITD_CACHE_PATH", str(behind))
+    result = tuned.run("why", READY, "--import", "outside.ops")
+    assert result.code == 0, result.err
+    assert "it is ready" in result.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("artifact", "is not compiled"), ("check", "have not passed the check")],
+)
+def test_why_of_half_of_it(tuned, kind, reason):
+    """A winner whose binary or check is gone is named with what it lacks."""
+    store = Store(tuned.folder)
+    for header in [*store.headers(kind)]:
+        store.remove(header)
+    result = tuned.run("why", READY, "--import", "outside.ops")
+    assert result.code == 0, result.err
+    assert "the winner is" in result.out
+    assert reason in result.out

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fakes import CARD, FakePool, Machine
-from jitd.tools.jitctl import bundles, marks, warming
+from jitd.tools.jitctl import bundles, marks, warming, why
 from jitd.tools.jitctl.cli import run
 
 
@@ -46,7 +46,7 @@ def plug_in(
             case unknown:
                 raise ValueError(unknown)
     card = replace(CARD, driver=driver)
-    for module in (warming, marks, bundles):
+    for module in (warming, marks, bundles, why):
         patch(module, "devices", lambda: (card,))
     patch(warming, "CompilePool", lambda jobs, timeout_s: nullcontext(FakePool()))
 
