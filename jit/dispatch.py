@@ -5,10 +5,9 @@ decides who answers: a kernel from the cache, one built now, or the reference; e
 reference is counted with its cause.
 """
 
-import inspect
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -18,10 +17,12 @@ import torch
 from . import record
 from .debug import Checked, check_values
 from .errors import NotReady
+from .guard import generated
 from .launch import Executable, loaded_once
 from .op import Argument, Op
+from .recorder import Recorder
 from .runtime import Runtime, current
-from .sign import Call, Passed
+from .sign import Call, Passed, TensorSpec
 from .tensors import PLAIN, empty, spec_of
 
 log = logging.getLogger("jitd")
@@ -35,28 +36,6 @@ _LASTING |= {"tuner_failed", "no_memory", "pending"}  # `renew` ends what is pen
 
 _MOST_ASKED = 3  # times that one entry has something built, in mode background
 
-# Its own names begin with an underscore, as no argument's may: an op may have one named `table`.
-_GUARD = """
-def guard({parameters}):
-    if _is_compiling() or _modes():
-        return _torch_op({arguments})
-    try:
-        _hit = _table[{facts}]
-    except _NOT_PLAIN:
-        return _miss({arguments})
-    return _hit({given})
-
-def facts_of({positional}):
-    return {facts}
-"""
-
-# What one tensor contributes to the key. Subclasses, other devices and misaligned pointers thus
-# have keys of their own, and so has a tensor without memory, which raises RuntimeError.
-_TENSOR_FACTS = (
-    "_type({0}), {0}.dtype, {0}.shape, {0}.stride(), {0}.data_ptr() & 15, {0}.get_device()"
-)
-_STATE_FACTS = "_autocast(), _grad() and ({0})"
-
 
 class Dispatcher:
     """One op's table, and what fills it."""
@@ -66,9 +45,13 @@ class Dispatcher:
         self.table: dict[Hashable, Callable[..., Any]] = {}
         self.torch_op: Callable[..., Any] = lambda *args: None
         self.facts_of: Callable[..., Hashable] = lambda *args: None
+        # Gives a function of the op's arguments: a hit's answer, else what `slow` makes of them.
+        self.with_slow: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda slow: slow
         # What a hit is called with: tensors, then the scalars that vary.
         self._given = [*op.tensors, *op.varying]
         self._lock = threading.Lock()
+        # While a recording is under way: what the table held, which learns nothing meanwhile.
+        self._aside: dict[Hashable, Callable[..., Any]] | None = {} if _closings else None
         # In mode background: what answered until something better was built.
         self._outgoing: dict[Hashable, Callable[..., Any]] = {}
         self._retired: list[Callable[..., Any]] = []
@@ -76,39 +59,16 @@ class Dispatcher:
         self._logged: set[tuple[str, str]] = set()
 
     def guard(self) -> Callable[..., Any]:
-        """The function that models call, generated for the op's own arguments.
-
-        Generated, as dataclasses generates `__init__`: a loop over the arguments would cost more
-        than the launch that it protects.
-        """
-        arguments = self.op.arguments
-        names = [a.name for a in arguments]
-        given = [a.name for a in self._given]
-        facts = [_facts(a, varies=a.name in self.op.varies) for a in arguments]
-        facts.append(_STATE_FACTS.format(" or ".join(_needs_grad(a) for a in self.op.tensors)))
-        source = _GUARD.format(
-            parameters=_parameters(arguments),
-            positional=", ".join(names),
-            arguments=", ".join(names),
-            given=", ".join(given),
-            facts=f"({', '.join(facts)})",
+        """The function that models call."""
+        made = generated(
+            self.op,
+            given=self._given,
+            table=self.table,
+            miss=self.miss,
+            torch_op=lambda *args: self.torch_op(*args),  # noqa: PLW0108  (it is set later)
         )
-        namespace = {
-            "_type": type,
-            "_is_compiling": torch.compiler.is_dynamo_compiling,
-            "_autocast": torch._C._is_any_autocast_enabled,
-            "_modes": torch._C._len_torch_dispatch_stack,
-            "_grad": torch.is_grad_enabled,
-            "_table": self.table,
-            "_miss": self.miss,
-            "_torch_op": lambda *args: self.torch_op(*args),  # noqa: PLW0108  (it is set later)
-            "_NOT_PLAIN": (KeyError, AttributeError, RuntimeError, TypeError),
-        }
-        namespace |= {f"_default_{a.name}": a.default for a in arguments}
-        exec(compile(source, f"<jitd guard of {self.op.name}>", "exec"), namespace)
-        self.facts_of = namespace["facts_of"]
-        guard: Callable[..., Any] = namespace["guard"]
-        return guard
+        self.facts_of, self.with_slow = made.facts_of, made.with_slow
+        return made.guard
 
     def miss(self, *args: Any) -> Any:
         """Answer a call that is not in the table, and put it there if it may be."""
@@ -124,10 +84,11 @@ class Dispatcher:
         op.check(call)
         if current().settings.debug:
             check_values(op, call, tensors)
-        record.note(op.sign(call)) if record._recording else None
         present = [t for t in tensors if t is not None]
         if any(t.is_meta for t in present):
+            self._note(call)
             return _empty_outputs(op, call, "meta")
+        self._note(call, current().recorder)
         cause = self._unfit(call, present)
         if cause is None:
             try:
@@ -159,6 +120,15 @@ class Dispatcher:
         hit = self.table.get(self.facts_of(*args)) if _have_memory(tensors) else None
         return self.miss(*args) if hit is None else hit(*self._hit_arguments(args))
 
+    def _note(self, call: Call, recorder: Recorder | None = None) -> None:
+        """Tell recordings under way, and the file of JITD_RECORD, of a call that has a result."""
+        if (recorder is None and not record.under_way()) or _is_empty(self.op.outputs(call)):
+            return
+        signature = self.op.sign(call)
+        record.note(signature)
+        if recorder is not None:
+            recorder.note(signature.text)
+
     def _hit_arguments(self, args: tuple[Any, ...]) -> list[Any]:
         by_name = dict(zip((a.name for a in self.op.arguments), args, strict=True))
         return [by_name[a.name] for a in self._given]
@@ -175,7 +145,7 @@ class Dispatcher:
             return "off"
         if kind != "cuda" and not (kind == "cpu" and settings.interpret):
             return "cpu" if kind == "cpu" else "unsupported"
-        if any(spec.numel == 0 for spec in self.op.outputs(call).values()):
+        if _is_empty(self.op.outputs(call)):
             return "empty"
         if all(variant.applies(call) is not None for variant in self.op.variants):
             return "unsupported"
@@ -226,10 +196,12 @@ class Dispatcher:
 
     def renew(self, facts: Hashable) -> None:
         """The next call with these facts looks into the store again. From any thread."""
-        hit = self.table.get(facts)
-        if hit is not None:
-            self._outgoing[facts] = hit  # before it is gone: a capture must find one of the two
-            self.table.pop(facts, None)
+        with self._lock:
+            table = self.table if self._aside is None else self._aside
+            hit = table.get(facts)
+            if hit is not None:
+                self._outgoing[facts] = hit  # before it is gone: a capture must find one of the two
+                table.pop(facts, None)
 
     def _outgoing_while_capturing(
         self, args: tuple[Any, ...]
@@ -248,11 +220,11 @@ class Dispatcher:
         return _reference(self.op, args)
 
     def _remember(self, args: tuple[Any, ...], hit: Callable[..., Any]) -> None:
-        if record._recording:
-            return
         if current().settings.debug and self.op.below:
             hit = Checked(self.op, self.call(args), hit)
         with self._lock:
+            if self._aside is not None:
+                return
             if len(self.table) >= MAX_ENTRIES:
                 self.table.clear()
                 self._asked.clear()
@@ -270,6 +242,24 @@ class Dispatcher:
         if (signature, not_ready.cause) not in self._logged:
             self._logged.add((signature, not_ready.cause))
             log.info("%s is answered by the reference: %s", signature, not_ready.detail)
+
+    def forget(self) -> None:
+        """Empty the table."""
+        with self._lock:
+            self.table.clear()
+            self._asked.clear()
+            if self._aside is not None:
+                self._aside.clear()
+
+    def set_aside(self, *, closed: bool) -> None:
+        """Put the table's entries aside, or back; what is so already stays so."""
+        with self._lock:
+            if closed and self._aside is None:
+                self._aside = dict(self.table)
+                self.table.clear()
+            elif not closed and self._aside is not None:
+                self.table.update(self._aside)
+                self._aside = None
 
     # -- arguments ----------------------------------------------------------------------------
 
@@ -335,7 +325,7 @@ def register(op: Op) -> Callable[..., Any]:
 
     dispatcher = Dispatcher(op)
     guard = dispatcher.guard()
-    dispatcher.torch_op = define(op, dispatcher.below_autograd)
+    dispatcher.torch_op = define(op, dispatcher.below_autograd, dispatcher.with_slow)
     function = wraps(op.reference)(guard)
     function.__wrapped__ = op.reference
     function.op = op  # type: ignore[attr-defined]
@@ -346,31 +336,48 @@ def register(op: Op) -> Callable[..., Any]:
 _dispatchers: dict[str, Dispatcher] = {}
 
 
+_closings = 0  # recordings under way, which every call has to reach
+_closing = threading.Lock()
+
+
 def forget() -> None:
     """Empty every table: the next call of each signature is looked up again."""
     for dispatcher in _dispatchers.values():
-        dispatcher.table.clear()
-        dispatcher._asked.clear()
+        dispatcher.forget()
 
 
 @contextmanager
 def fast_paths_closed() -> Iterator[None]:
-    """Send every call through `Dispatcher.miss` while open; the tables come back afterwards."""
-    saved = {name: dict(d.table) for name, d in _dispatchers.items()}
-    forget()
+    """Send every call of any thread through `Dispatcher.miss` while open.
+
+    The tables come back when the last of those who closed them has left, without what was
+    forgotten meanwhile.
+    """
+    _close(1)
     try:
         yield
     finally:
-        for name, table in saved.items():
-            _dispatchers[name].table.update(table)
+        _close(-1)
+
+
+def _close(by: int) -> None:
+    global _closings  # noqa: PLW0603  (one count for all tables is the point)
+    with _closing:
+        _closings += by
+        for dispatcher in list(_dispatchers.values()):
+            dispatcher.set_aside(closed=_closings > 0)
 
 
 def fake(op: Op, *args: Any) -> Any:
     """What the op returns for tensors without memory: shapes, dtypes and strides only.
 
     By the op's own `fake` rule, which may keep sizes symbolic, else by `outputs`, which makes
-    torch.compile specialise on them.
+    torch.compile specialise on them. A recording hears of it, but not of what a compiler traces:
+    what the compiled code calls is recorded as it runs.
     """
+    if record.under_way() and not _is_traced(args):
+        dispatcher = _dispatchers[op.name]
+        dispatcher._note(dispatcher.call(args))
     if op.fake is not None:
         return op.fake(*args)
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
@@ -388,6 +395,18 @@ def _empty_outputs(op: Op, call: Call, device: torch.device | str) -> Any:
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
+def _is_empty(outputs: Mapping[str, TensorSpec]) -> bool:
+    return any(spec.numel == 0 for spec in outputs.values())
+
+
+def _is_traced(args: tuple[Any, ...]) -> bool:
+    """Whether fake arguments are those of a compiler, or their sizes are symbols."""
+    if torch._guards.TracingContext.try_get() is not None:
+        return True
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    return any(type(n) is not int for t in tensors for n in (*t.shape, *t.stride()))
+
+
 def _is_plain(value: Any) -> bool:
     """Whether a tensor (or None) is what it looks like: no subclass, no functorch wrapper."""
     return value is None or (
@@ -397,29 +416,3 @@ def _is_plain(value: Any) -> bool:
 
 def _have_memory(tensors: list[Any]) -> bool:
     return not any(t is not None and t.is_meta for t in tensors)
-
-
-def _parameters(arguments: tuple[Argument, ...]) -> str:
-    words: list[str] = []
-    for argument in arguments:
-        if argument.keyword_only and "*" not in words:
-            words.append("*")
-        default = (
-            "" if argument.default is inspect.Parameter.empty else f"=_default_{argument.name}"
-        )
-        words.append(argument.name + default)
-    return ", ".join(words)
-
-
-def _facts(argument: Argument, *, varies: bool) -> str:
-    if varies:  # by its type alone: a tensor in its place must not be read
-        return f"_type({argument.name})"
-    if argument.kind != "tensor":
-        return argument.name
-    facts = _TENSOR_FACTS.format(argument.name)
-    return f"None if {argument.name} is None else ({facts})" if argument.optional else facts
-
-
-def _needs_grad(argument: Argument) -> str:
-    text = f"{argument.name}.requires_grad"
-    return f"({argument.name} is not None and {text})" if argument.optional else text

@@ -20,6 +20,7 @@ from .declare import Device
 from .isolated import InProcess, Tuner, shared_tuner
 from .memo import keep_digests_in
 from .op import Op
+from .recorder import Recorder
 from .settings import Mode, Settings
 from .sign import Call
 from .stats import STATS, Stats
@@ -35,6 +36,7 @@ class Runtime:
     def __init__(self, settings: Settings, stats: Stats = STATS) -> None:
         self.settings = settings
         self.stats = stats
+        self.recorder = Recorder(settings.record, stats) if settings.record else None
         self._builders: dict[str, Builder] = {}
         self._store: Store | None = None
         self._lock = threading.RLock()

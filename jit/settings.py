@@ -1,6 +1,7 @@
 """Every setting of jitd, read in one place: argument > JITD_* environment variable > default."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -67,6 +68,15 @@ def _size(text: str) -> int:
     return _positive(str(evict.bytes_of(text)))
 
 
+def _recording(text: str) -> str:
+    """An absolute path, but for its {pid}: processes change their folder and fork."""
+    if re.search(r"[{}]", text.replace("{pid}", "")):
+        raise ValueError("allowed in braces is {pid} alone")
+    if not text or text.endswith("/"):
+        raise ValueError("allowed is the path of a file")
+    return str(Path(text).absolute())
+
+
 def _share(text: str) -> float:
     if not 0 < float(text) <= 1:
         raise ValueError("allowed are numbers above 0 and up to 1")
@@ -108,6 +118,12 @@ class Settings:
     debug: bool = _setting(
         "JITD_DEBUG", False, _switch, "look at values before each call: row indices out of range"
     )
+    record: str | None = _setting(
+        "JITD_RECORD",
+        None,
+        _recording,
+        "file that gets each signature this process asks for, once; {pid}: one for each process",
+    )
     jobs: int = _setting(
         "JITD_JOBS", os.cpu_count() or 1, _positive, "compile workers; default: all cores"
     )
@@ -138,7 +154,7 @@ class Settings:
         "seconds without work after which it ends; 0: never",
     )
     daemon_duty: float = _setting(
-        "JITD_DAEMON_DUTY", 0.05, _share, "share of the time it may use a GPU that others use"
+        "JITD_DAEMON_DUTY", 0.03, _share, "share of the time it may use a GPU that others use"
     )
     daemon_metrics: str = _setting(
         "JITD_DAEMON_METRICS", "", _metrics, "Prometheus metrics: a loopback port or a file"

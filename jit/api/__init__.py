@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jitd.jit.op import op
     from jitd.jit.record import Workload, record
     from jitd.jit.runtime import configure
+    from jitd.models.patch.patching import patch, unpatch
+    from jitd.models.patch.report import PatchReport
 
 _HOMES = {
     "ColdKernelError": "jitd.jit.errors",
@@ -33,6 +35,7 @@ _HOMES = {
     "JitdError": "jitd.cache.errors",
     "Kernel": "jitd.jit.declare",
     "Launch": "jitd.jit.declare",
+    "PatchReport": "jitd.models.patch.report",
     "Plan": "jitd.jit.declare",
     "Pointer": "jitd.jit.declare",
     "Space": "jitd.autotune.space",
@@ -41,7 +44,9 @@ _HOMES = {
     "Workspace": "jitd.jit.declare",
     "configure": "jitd.jit.runtime",
     "op": "jitd.jit.op",
+    "patch": "jitd.models.patch.patching",
     "record": "jitd.jit.record",
+    "unpatch": "jitd.models.patch.patching",
 }
 
 __all__ = [*_HOMES, "stats"]  # noqa: PLE0604  (strings all the same)

@@ -134,22 +134,28 @@ def _built(
     builder = _builder(runtime, link, _device(uuid, target))
     text = op.sign(op.bucket(call)).text
     builder.on_progress = lambda what, done, total: link.send({"progress": [done, total]})
+    unstored = builder.stats["put_failed"]
     try:
         if not builder.device.uuid:
             [row] = compile_for(builder, Workload({op.sign(call).text: 1}), Progress())  # type: ignore[arg-type]
             if row.status == "failed":
                 raise NotReady("compile_failed", row.detail)
+            _hold_to_stored(builder, unstored)
             return {"signature": text, "config": row.config, "us": None}
         builder.tuner().duty = request["duty"]
         calls = [call] if request["call"] else [call, *op.reach(call)]
-        failed = builder.stats["put_failed"]
         config, *_ = [builder.settle(op, one).config.name for one in calls]
-        if builder.stats["put_failed"] > failed:
-            raise NotReady("not_stored", "the daemon cannot write the cache")
+        _hold_to_stored(builder, unstored)
         body = builder.winners.body(op, call) or {}
         return {"signature": text, "config": config, "us": body.get("us")}
     finally:
         builder.artifacts.forget()
+
+
+def _hold_to_stored(builder: Builder, unstored: int) -> None:
+    """Raises NotReady if more could not be stored than before: nobody else will find it."""
+    if builder.stats["put_failed"] > unstored:
+        raise NotReady("not_stored", "the daemon cannot write the cache")
 
 
 def _wanted(request: Mapping[str, Any]) -> tuple[Op, Call]:

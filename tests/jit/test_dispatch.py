@@ -151,6 +151,15 @@ def test_meta_takes_no_memory_and_counts_nothing():
     assert out.is_meta and jitd.stats() == {}
 
 
+@pytest.mark.parametrize("function", [scale, torch.ops.jitd.outside_scale], ids=["op", "torch"])
+def test_meta_is_not_taken_for_the_cpu(function):
+    """What was remembered of a tensor of the CPU answers none of that shape on meta."""
+    x = torch.randn(8)
+    function(x, 3.0)
+    assert function(x.to("meta"), 3.0).is_meta
+    assert jitd.stats() == {"reference:cpu": 1}
+
+
 class Tagged(torch.Tensor):
     """A subclass with its own idea of every operator."""
 

@@ -97,6 +97,21 @@ def test_a_caller_in_mode_tune_waits_for_the_daemon(machine, process):
 
 
 @pytest.mark.compiler
+def test_what_the_daemon_cannot_store_is_built_here(machine, process, monkeypatch):
+    """A daemon on whose disk nothing has room says so after the build, instead of having callers
+    look for what is not there; the process's own thread builds, and the reason is counted."""
+    machine.patch.setenv("SCRIPT_FULL", "1")
+    builder, asker = process()
+    built = threading.Event()
+    monkeypatch.setattr(builder, "settle", lambda op, call: built.set())
+    told = threading.Event()
+    asker.ask(builder, OP, call(), told.set)
+    assert told.wait(WAIT_S) and built.is_set()
+    assert builder.stats.snapshot() == {"daemon:not_stored": 1}
+    assert not list(machine.store.headers("winner"))
+
+
+@pytest.mark.compiler
 def test_without_a_gpu_the_daemon_compiles(machine):
     """A build for a target without a card compiles the default config with the real compiler."""
     from dataclasses import replace  # noqa: PLC0415
