@@ -13,7 +13,9 @@ for each timestep, and an index that says which row a token has: two rows where 
 for every token, (B, S, 6, D) in fp32, 1.36 GB in each block at 11040 tokens. Results are the same.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from ..ops.row_norm import gate_residual_layer_norm_modulate, layer_norm_modulat
 from .attention import Attention
 from .config import TransformerConfig
 
-__all__ = ["Block", "Conditioning"]
+__all__ = ["Block", "Conditioning", "advanced"]
 
 
 class Conditioning(NamedTuple):
@@ -51,26 +53,62 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, c: Conditioning) -> Tensor:
         """The stream, (B, S, D), after the block."""
-        rows = (self.scale_shift_table + c.rows).unbind(1)
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = rows
-        once = {"index": c.index, "rounding": "once"}
-
-        h = layer_norm_modulate(x, scale, shift, eps=self.eps, **once)
-        y = self.attn1(h, table=c.table, history=c.history)
-        # norm2 of history is not needed. One launch over all tokens moves less memory than two of
-        # which the second would read the current ones again.
-        x, h = gate_residual_layer_norm_modulate(
-            x, y, gate, None, None, self.norm2.weight, self.norm2.bias, eps=self.eps, **once
+        return advanced(
+            self,
+            x,
+            c.rows,
+            c.index,
+            partial(self.attn1, table=c.table, history=c.history),
+            partial(self.attn2, context=c.text),
+            c.history if self.only_current else 0,
         )
-        first = c.history if self.only_current else 0
-        x = _added(x, self.attn2(h[:, first:].contiguous(), c.text), first)
-        h = layer_norm_modulate(x, ff_scale, ff_shift, eps=self.eps, **once)
-        return gate_residual(x, self.ffn(h), ff_gate, **once)
+
+
+class Layers(Protocol):
+    """What `advanced` reads of a block: ours, or diffusers' HeliosTransformerBlock."""
+
+    norm2: Any  # torch.nn.LayerNorm: read, not called. Its eps is that of all norms
+    ffn: Any
+    scale_shift_table: Any
+
+
+def advanced(
+    block: Layers,
+    x: Tensor,
+    rows: Tensor,
+    index: Tensor | None,
+    attn1: Callable[[Tensor], Tensor],
+    attn2: Callable[[Tensor], Tensor],
+    first: int,
+    *,
+    numerics: str = "exact",
+) -> Tensor:
+    """The stream, (B, S, D), after a block.
+
+    rows: as in `Conditioning`, or (B, S, 6, D) without an index; attn1: of the stream to itself;
+    attn2: of its tokens from `first` on to the prompt.
+    """
+    shift, scale, gate, ff_shift, ff_scale, ff_gate = (block.scale_shift_table + rows).unbind(-2)
+    once = {"index": index, "rounding": "once", "numerics": numerics}
+    norm2 = block.norm2
+    eps = norm2.eps
+
+    h = layer_norm_modulate(x, scale, shift, eps=eps, **once)
+    # norm2 of history is not needed. One launch over all tokens moves less memory than two of
+    # which the second would read the current ones again.
+    x, h = gate_residual_layer_norm_modulate(
+        x, attn1(h), gate, None, None, norm2.weight, norm2.bias, eps=eps, **once
+    )
+    x = _added(x, attn2(h[:, first:].contiguous()), first)
+    h = layer_norm_modulate(x, ff_scale, ff_shift, eps=eps, **once)
+    return gate_residual(x, block.ffn(h), ff_gate, **once)
 
 
 def _added(x: Tensor, y: Tensor, first: int) -> Tensor:
     """x, a tensor of ours, with y added to its tokens from `first` on."""
     if x.requires_grad or y.requires_grad:  # gradients need x as it was
         return torch.cat([x[:, :first], x[:, first:] + y], dim=1)
-    x[:, first:] += y  # history stays where it is: half of what a new tensor would move
+    # History stays where it is: half of what a new tensor would move. (`x[:, first:] += y` would
+    # copy the sum to itself afterwards.)
+    x[:, first:].add_(y)
     return x

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["filled_windows", "rotary_table"]
+__all__ = ["averaged", "filled_windows", "rotary_table"]
 
 
 def rotary_table(
@@ -39,10 +39,14 @@ def rotary_table(
         for found, waves in ((cos, angles.cos()), (sin, angles.sin())):
             found.append(waves.view(*shape, dim).expand(*whole, dim))
     table = torch.cat([*cos, *sin], dim=-1)
+    return averaged(table.permute(0, 4, 1, 2, 3), window)
+
+
+def averaged(table: Tensor, window: int) -> Tensor:
+    """A table (B, 2D, F, H, W) by windows, as (B, T, 2D)."""
     if window > 1:
-        cubes = filled_windows(table.permute(0, 4, 1, 2, 3), (window,) * 3)
-        table = F.avg_pool3d(cubes, window, stride=window).permute(0, 2, 3, 4, 1)
-    return table.flatten(1, 3)
+        table = F.avg_pool3d(filled_windows(table, (window,) * 3), window, stride=window)
+    return table.flatten(2).transpose(1, 2)
 
 
 def filled_windows(x: Tensor, window: Sequence[int]) -> Tensor:

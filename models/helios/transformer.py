@@ -4,9 +4,8 @@ Same parameters and same mathematics as `HeliosTransformer3DModel` of diffusers
 (models/transformers/transformer_helios.py, read at 0.42.1), so that a state dict of that class
 loads with strict=True: Helios-Base, -Mid and -Distilled. `block.py` says which ops a block calls.
 
-A chunk is denoised in sight of the frames before it, its history. The older they are, the larger
-are the patches that become tokens: short-term history has those of the chunk, mid-term history
-twice and long-term history four times their side, in time, too.
+A chunk is denoised in sight of the frames before it, its history. `sequence.py` says how they
+become tokens.
 """
 
 from math import prod
@@ -20,9 +19,10 @@ from ..embeddings import TextProjection, TimestepEmbedder
 from ..ops.row_norm import layer_norm_modulate
 from .block import Block, Conditioning
 from .config import TransformerConfig
-from .rope import filled_windows, rotary_table
+from .rope import rotary_table
+from .sequence import Older, joined, modulation_rows, pixels
 
-__all__ = ["HeliosTransformer"]
+__all__ = ["HeliosTransformer", "last_norm"]
 
 # What diffusers leaves in fp32 when it loads a model in another dtype: parts of parameters' names.
 KEPT_IN_FP32 = frozenset(
@@ -97,73 +97,42 @@ class HeliosTransformer(nn.Module):
         c = self.config
         _check(c, hidden_states, timestep, encoder_hidden_states)
         batch, _, frames = hidden_states.shape[:3]
-        chunk = self.patch_embedding(hidden_states)
-        grid = chunk.shape[2:]
         if indices_hidden_states is None:
-            indices_hidden_states = torch.arange(frames, device=chunk.device)[None]
-        parts = [_tokens(chunk)]
-        tables = [self._table(indices_hidden_states, grid, 1, hidden_states.device)]
-
-        terms = (
+            indices_hidden_states = torch.arange(frames, device=hidden_states.device)[None]
+        history = []
+        for name, window, latents, indices in (
             ("short", 1, latents_history_short, indices_latents_history_short),
             ("mid", 2, latents_history_mid, indices_latents_history_mid),
             ("long", 4, latents_history_long, indices_latents_history_long),
-        )
-        of_short: tuple[int, ...] | None = None
-        for name, window, latents, indices in terms:
-            if latents is None and indices is None:
-                continue
-            _check_history(c, name, latents, indices, batch)
-            patches = getattr(self, f"patch_{name}")
-            tokens = patches(filled_windows(latents, patches.kernel_size))
-            if name == "short":
-                of_short = tokens.shape[3:]
-            if of_short is None:
-                raise ValueError(f"latents_history_{name} needs latents_history_short.")
-            parts.insert(0, _tokens(tokens))
-            shape = (indices.shape[1], *of_short)
-            tables.insert(0, self._table(indices, shape, window, hidden_states.device))
-            if tables[0].shape[1] != parts[0].shape[1]:
-                raise ValueError(
-                    f"latents_history_{name} of {tuple(latents.shape)} are {parts[0].shape[1]} "
-                    f"tokens; {indices.shape[1]} frames of the short-term history's height and "
-                    f"width are {tables[0].shape[1]}."
+        ):
+            if latents is not None or indices is not None:
+                _check_history(c, name, latents, indices, batch)
+                history.append(
+                    Older(name, window, getattr(self, f"patch_{name}"), latents, indices)
                 )
-        x = torch.cat(parts, dim=1)
-        history = x.shape[1] - parts[-1].shape[1]
+        stream = joined(
+            self.patch_embedding, hidden_states, indices_hidden_states, history, self._table
+        )
         text = self.condition_embedder["text_embedder"](encoder_hidden_states)
-        embedded, rows, index = self._rows(timestep, x, history)
-        told = Conditioning(rows.float(), index, text, torch.cat(tables, dim=1), history)
+        x = stream.x
+        embedded, rows = self._embedded(timestep, x.dtype)
+        of_history = None
+        if stream.history and c.zero_history_timestep:
+            # By itself, as diffusers does it: a product of other sizes has other bits on the CPU.
+            of_history = self._embedded(timestep.new_zeros(1), x.dtype)[1]
+        rows, index = modulation_rows(rows, of_history, stream)
+        told = Conditioning(rows, index, text, stream.table, stream.history)
         for block in self.blocks:
             x = block(x, told)
-        shift, scale = (self.norm_out["scale_shift_table"] + embedded.unsqueeze(1)).unbind(1)
-        x = layer_norm_modulate(x[:, history:], scale, shift, eps=c.eps, rounding="once")
-        return _pixels(self.proj_out(x), tuple(grid), c.patch_size)
+        rows = self.norm_out["scale_shift_table"] + embedded.unsqueeze(1)
+        x = x[:, stream.history :]
+        return pixels(self.proj_out(last_norm(x, rows, c.eps)), stream.grid, c.patch_size)
 
-    def _table(
-        self, frames: Tensor, grid: tuple[int, ...], window: int, device: torch.device
-    ) -> Tensor:
+    def _table(self, frames: Tensor, height: int, width: int, window: int) -> Tensor:
         c = self.config
-        frames = frames.to(device)
-        return rotary_table(frames, *grid[1:], dims=c.rope_dim, theta=c.rope_theta, window=window)
-
-    def _rows(
-        self, timestep: Tensor, x: Tensor, history: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The embedded timesteps (B, D), rows of modulation parameters (R, 6, D), and the index.
-
-        History that has timestep zero has the first row, sample b the row after its b before it.
-        """
-        embedded, rows = self._embedded(timestep, x.dtype)
-        if not (history and self.config.zero_history_timestep):
-            return embedded, rows, None
-        # By itself, as diffusers does it: a product of other sizes has other bits on the CPU.
-        _, zero = self._embedded(timestep.new_zeros(1), x.dtype)
-        batch, tokens = x.shape[:2]
-        index = torch.zeros(batch, tokens, dtype=torch.int32, device=x.device)
-        samples = torch.arange(1, batch + 1, dtype=torch.int32, device=x.device)
-        index[:, history:] = samples.unsqueeze(1)
-        return embedded, torch.cat([zero, rows]), index
+        return rotary_table(
+            frames, height, width, dims=c.rope_dim, theta=c.rope_theta, window=window
+        )
 
     def _embedded(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.condition_embedder["time_embedder"]
@@ -172,20 +141,15 @@ class HeliosTransformer(nn.Module):
         return embedded, rows.unflatten(1, (6, -1))
 
 
+def last_norm(x: Tensor, rows: Tensor, eps: float, *, numerics: str = "exact") -> Tensor:
+    """x (B, S, D) in front of the last product; rows: shift and scale, (B, 2, D) or by token."""
+    shift, scale = rows.unbind(-2)
+    return layer_norm_modulate(x, scale, shift, eps=eps, rounding="once", numerics=numerics)
+
+
 def _patches(c: TransformerConfig, factor: int) -> nn.Conv3d:
     side = tuple(factor * size for size in c.patch_size)
     return nn.Conv3d(c.in_channels, c.dim, kernel_size=side, stride=side)
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """(B, D, F, H, W) as (B, F*H*W, D)."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def _pixels(x: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
-    """Tokens (B, F*H*W, patch * C) as latents (B, C, F', H', W')."""
-    x = x.unflatten(2, (*patch, -1)).unflatten(1, grid)
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _check(c: TransformerConfig, latents: Tensor, timestep: Tensor, text: Tensor) -> None:

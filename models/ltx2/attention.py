@@ -1,5 +1,8 @@
 """LTX-2's attention: q and k normalised over all heads, turned, gated by head (2.3)."""
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from ..ops.gates import head_gate
 from ..ops.rotary import qk_norm_rotary
 from .rope import Tables
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "attended"]
 
 
 class Attention(nn.Module):
@@ -32,7 +35,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
-        self.heads, self.eps = heads, eps
+        self.heads = heads
         self.norm_q = nn.RMSNorm(inner, eps=eps)
         self.norm_k = nn.RMSNorm(inner, eps=eps)
         self.to_q = nn.Linear(dim, inner, bias=bias)
@@ -58,36 +61,66 @@ class Attention(nn.Module):
         both; mask: added to the scores, (B, 1, 1|S, T). Perturbed attention puts the values where
         the result would be: everywhere with `skip`, else by 1 - `keep` (B, 1, 1), which is 0 or 1.
         """
-        value = self.to_v(x if context is None else context)
-        out = value if skip else self._attended(x, context, value, rotary, context_rotary, mask)
-        if keep is not None and not skip:
-            out = torch.lerp(value, out, keep)
-        if self.to_gate_logits is not None:
-            out = head_gate(out, self.to_gate_logits(x))
-        return self.to_out[0](out)
-
-    def _attended(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        value: Tensor,
-        rotary: Tables | None,
-        context_rotary: Tables | None,
-        mask: Tensor | None,
-    ) -> Tensor:
         if context is None:
             context, context_rotary = x, rotary
+
+        def dot_products(q: Tensor, k: Tensor, value: Tensor) -> Tensor:
+            q, k, value = (t.transpose(1, 2) for t in (q, k, value))
+            out = F.scaled_dot_product_attention(q, k, value, attn_mask=mask)
+            return out.transpose(1, 2)
+
+        out = attended(self, x, context, dot_products, rotary, context_rotary, keep=keep, skip=skip)
+        return self.to_out[0](out)
+
+
+class Projections(Protocol):
+    """What `attended` reads of an attention: ours, or diffusers' LTX2Attention."""
+
+    heads: int
+    norm_q: Any  # torch.nn.RMSNorm: read, not called
+    norm_k: Any
+    to_q: Any
+    to_k: Any
+    to_v: Any
+    to_gate_logits: Any
+
+
+def attended(
+    attention: Projections,
+    x: Tensor,
+    context: Tensor,
+    dot_products: Callable[[Tensor, Tensor, Tensor], Tensor],
+    rotary: Tables | None,
+    context_rotary: Tables | None,
+    *,
+    keep: Tensor | None = None,
+    skip: bool = False,
+    numerics: str = "exact",
+) -> Tensor:
+    """What x gets from context before the last projection, (B, S, heads * head_dim).
+
+    dot_products: q, k and value, each (B, S|T, heads, head_dim), to the same of q's shape. keep and
+    skip: see `Attention.forward`. numerics: of the ops.
+    """
+    value = attention.to_v(context)
+    out = value
+    if not skip:
         q, k = qk_norm_rotary(
-            self.to_q(x),
-            self.to_k(context),
-            self.norm_q.weight,
-            self.norm_k.weight,
+            attention.to_q(x),
+            attention.to_k(context),
+            attention.norm_q.weight,
+            attention.norm_k.weight,
             *(rotary or (None, None)),
             *(context_rotary or (None, None)),
-            self.eps,
+            attention.norm_q.eps,
+            numerics=numerics,
         )
-        q, k, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, value))
-        out = F.scaled_dot_product_attention(q, k, value, attn_mask=mask)
         # Backends give this back token by token in memory, the meta device head by head: a copy
         # there, a view here, and contiguous either way. What follows is thus the same on meta.
-        return out.transpose(1, 2).flatten(2)
+        out = dot_products(*(t.unflatten(2, (attention.heads, -1)) for t in (q, k, value)))
+        out = out.flatten(2)
+        if keep is not None:
+            out = torch.lerp(value, out, keep)
+    if attention.to_gate_logits is not None:
+        out = head_gate(out, attention.to_gate_logits(x), numerics=numerics)
+    return out

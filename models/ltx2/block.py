@@ -1,36 +1,20 @@
 """One block of LTX-2's transformer: a video and an audio stream that attend to themselves, to the
 prompt and to each other.
 
-Between two matrix products stands one fused op. Each gated residual is taken together with the
-norm behind it, and a norm with all of its modulations:
-
-    rms_norm_modulate                      norm1
-    gate_residual_rms_norm_modulate        attn1's gate and norm2 (2.3: modulated)
-    modulate                               the prompt (2.3)
-    gate_residual_rms_norm_dual_modulate   attn2's gate (2.0: none), and the norm that both
-                                           attentions between the streams read, one modulation each
-    gate_residual_rms_norm_modulate        their gate and norm3
-    gate_residual                          the feed-forward's gate
-
-each for video and for audio; with isolated streams attn2's gate meets norm3.
+`fused.py` has what stands between the matrix products; here are these, and the parameters.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..feed_forward import FeedForward
-from ..ops.gates import gate_residual
-from ..ops.row_norm import (
-    gate_residual_rms_norm_dual_modulate,
-    gate_residual_rms_norm_modulate,
-    modulate,
-    rms_norm_modulate,
-)
 from .attention import Attention
 from .config import TransformerConfig
-from .embedding import index_for
+from .fused import Side, advanced
 from .perturbation import NOTHING, Keep, Perturbed
 from .rope import Tables
 
@@ -101,101 +85,54 @@ class Block(nn.Module):
         """
         if not self.perturbed:
             told = told._replace(video=NOTHING.video, audio=NOTHING.audio)
-        v_ada = _parameters(self.scale_shift_table, v.ada)
-        a_ada = _parameters(self.audio_scale_shift_table, a.ada)
-        video, to_video, v_gate = self._attended(
-            video, v, v_ada, self.attn1, self.attn2, self.prompt_scale_shift_table, told.video
-        )
-        audio, to_audio, a_gate = self._attended(
-            audio, a, a_ada, self.audio_attn1, self.audio_attn2,
-            self.audio_prompt_scale_shift_table, told.audio,
-        )  # fmt: skip
+        v_cross: tuple[Tensor, ...] = ()
+        a_cross: tuple[Tensor, ...] = ()
         if not told.isolated:
             v_cross = _parameters(self.video_a2v_cross_attn_scale_shift_table, v.cross)
             a_cross = _parameters(self.audio_a2v_cross_attn_scale_shift_table, a.cross)
-            video, v_a2v, v_v2a = self._crossing(video, to_video, v_gate, v_cross, v.index)
-            audio, a_a2v, a_v2a = self._crossing(audio, to_audio, a_gate, a_cross, a.index)
-            to_video = _between(
-                self.audio_to_video_attn, v_a2v, a_a2v, v.cross_rotary, a.cross_rotary, told.a2v
-            )
-            to_audio = _between(
-                self.video_to_audio_attn, a_v2a, v_v2a, a.cross_rotary, v.cross_rotary, told.v2a
-            )
-            v_gate, a_gate = v_cross[4], a_cross[4]
-        return (
-            self._fed(video, to_video, v_gate, v_ada, v.index, self.ff),
-            self._fed(audio, to_audio, a_gate, a_ada, a.index, self.audio_ff),
+        v_side = Side(
+            ada=_parameters(self.scale_shift_table, v.ada),
+            cross=v_cross,
+            prompt=_prompt(self.prompt_scale_shift_table, v.prompt),
+            index=v.index,
+            text=v.text,
+            attn1=_itself(self.attn1, v, told.video),
+            attn2=partial(self.attn2, mask=v.text_mask),
+            between=_between(self.audio_to_video_attn, v.cross_rotary, a.cross_rotary, told.a2v),
+            ff=self.ff,
+            eps=self.eps,
         )
-
-    def _attended(
-        self,
-        x: Tensor,
-        c: Conditioning,
-        ada: tuple[Tensor, ...],
-        attn1: Attention,
-        attn2: Attention,
-        prompt_table: Tensor | None,
-        kept: Keep,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A stream after self-attention, what attn2 adds to it, and the gate of that."""
-        shift, scale, gate = ada[:3]
-        text_shift, text_scale, text_gate = ada[6:] or (None, None, None)
-        h = rms_norm_modulate(x, scale, shift, index=index_for(c.index, scale), eps=self.eps)
-        y = attn1(h, rotary=c.rotary, mask=c.self_mask, keep=kept.mask, skip=kept.skip)
-        x, h = gate_residual_rms_norm_modulate(
-            x, y, gate, text_scale, text_shift, index=index_for(c.index, gate), eps=self.eps
+        a_side = Side(
+            ada=_parameters(self.audio_scale_shift_table, a.ada),
+            cross=a_cross,
+            prompt=_prompt(self.audio_prompt_scale_shift_table, a.prompt),
+            index=a.index,
+            text=a.text,
+            attn1=_itself(self.audio_attn1, a, told.audio),
+            attn2=partial(self.audio_attn2, mask=a.text_mask),
+            between=_between(self.video_to_audio_attn, a.cross_rotary, v.cross_rotary, told.v2a),
+            ff=self.audio_ff,
+            eps=self.eps,
         )
-        text = c.text
-        if prompt_table is not None:
-            # Without timestep-dependent parameters (LTX-2.5) the table alone modulates the prompt.
-            shift, scale = (
-                _parameters(prompt_table, c.prompt)
-                if c.prompt is not None
-                else prompt_table[None, None].unbind(-2)
-            )
-            text = modulate(text, scale, shift)
-        return x, attn2(h, text, mask=c.text_mask), text_gate
+        return advanced(video, audio, v_side, a_side)
 
-    def _crossing(
-        self,
-        x: Tensor,
-        y: Tensor,
-        gate: Tensor | None,
-        cross: tuple[Tensor, ...],
-        index: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A stream with what attn2 adds, and its norm as a2v and as v2a read it."""
-        a2v_scale, a2v_shift, v2a_scale, v2a_shift, _ = cross
-        return gate_residual_rms_norm_dual_modulate(
-            x, y, gate, a2v_scale, a2v_shift, v2a_scale, v2a_shift,
-            index=index_for(index, gate, a2v_scale), eps=self.eps,
-        )  # fmt: skip
 
-    def _fed(
-        self,
-        x: Tensor,
-        y: Tensor,
-        gate: Tensor | None,
-        ada: tuple[Tensor, ...],
-        index: Tensor | None,
-        ff: FeedForward,
-    ) -> Tensor:
-        """A stream with what attention adds, and after the feed-forward."""
-        shift, scale, ff_gate = ada[3:6]
-        x, h = gate_residual_rms_norm_modulate(
-            x, y, gate, scale, shift, index=index_for(index, gate, scale), eps=self.eps
-        )
-        return gate_residual(x, ff(h), ff_gate, index=index_for(index, ff_gate))
+def _itself(attention: Attention, c: Conditioning, kept: Keep) -> Callable[[Tensor], Tensor]:
+    return partial(attention, rotary=c.rotary, mask=c.self_mask, keep=kept.mask, skip=kept.skip)
 
 
 def _between(
-    attention: Attention, x: Tensor, context: Tensor, rotary: Tables, other: Tables, kept: Keep
-) -> Tensor:
+    attention: Attention, rotary: Tables, other: Tables, kept: Keep
+) -> Callable[[Tensor, Tensor], Tensor]:
     """What a stream hears of the other, where it is to hear it."""
-    if kept.skip:
-        return torch.zeros_like(x)
-    heard = attention(x, context, rotary=rotary, context_rotary=other)
-    return heard if kept.mask is None else heard * kept.mask
+
+    def heard(x: Tensor, context: Tensor) -> Tensor:
+        if kept.skip:
+            return torch.zeros_like(x)
+        out = attention(x, context, rotary=rotary, context_rotary=other)
+        return out if kept.mask is None else out * kept.mask
+
+    return heard
 
 
 def _table(count: int, dim: int) -> nn.Parameter:
@@ -205,3 +142,10 @@ def _table(count: int, dim: int) -> nn.Parameter:
 def _parameters(table: Tensor, parameters: Tensor) -> tuple[Tensor, ...]:
     """A block's own table (n, D) added to (…, n, D), as n operands."""
     return (table + parameters).unbind(-2)
+
+
+def _prompt(table: Tensor | None, parameters: Tensor | None) -> tuple[Tensor, ...]:
+    """Of a prompt; without timestep-dependent ones (LTX-2.5) the table alone."""
+    if table is None:
+        return ()
+    return table[None, None].unbind(-2) if parameters is None else _parameters(table, parameters)

@@ -34,6 +34,22 @@ def made_exact(tensors):
             tensor.copy_((tensor * 2).round() / (1 if whole else 2))
 
 
+def made_balanced(x):
+    """Make the rows of a stream of few distinct values whose sum is zero, in place: no mean or
+    deviation then moves a result across a rounding to 16 bits, whatever the order of its sum."""
+    half = x.shape[-1] // 2
+    values = (x[..., :half] * 2).round() + 0.5
+    x[..., :half] = values
+    x[..., half : 2 * half] = -values
+    x[..., 2 * half :] = 0
+
+
+def ulps_apart(got, want):
+    """The largest difference, in ulps of what was wanted; of 1 where that is less than 1."""
+    ulp = torch.finfo(want.dtype).eps * torch.exp2(want.double().abs().clamp(min=1).log2().floor())
+    return float(((got.double() - want.double()).abs() / ulp).max())
+
+
 def reference(text, *tensors):
     """Eager's answer."""
     return answer(signed(text)[0].reference, text, *tensors)
