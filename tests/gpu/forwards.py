@@ -5,6 +5,8 @@ the models.
 import jitd
 import torch
 
+from .cases import answered_by_kernels
+
 
 def by_references(task):
     """What the task gives in mode off; afterwards the mode is replay."""
@@ -36,3 +38,12 @@ def near(outs, wanted, share=1e-2):
     """Hold the difference of results to a share of their length."""
     for out, want in zip(outs, wanted, strict=True):
         assert (out.float() - want.float()).norm() <= share * want.float().norm()
+
+
+def all_answered(report):
+    """Whether every site of a patched model answered, by kernels, and none was left, not even after
+    its first call.
+    """
+    assert report.left == ()
+    assert not report.declined
+    return all(site.calls for site in report.sites) and answered_by_kernels()

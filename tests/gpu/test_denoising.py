@@ -129,9 +129,9 @@ def test_every_variant_and_size_of_program_is_right(workers, builder, text):
 
 
 @pytest.mark.parametrize("dtype", [FP64, FP32, BF16, FP16], ids=str)
-def test_a_step_is_that_of_a_hundred_rounds(dtype):
+def test_a_step_is_that_of_a_hundred_rounds(dtype, cold):
     """In fp64 to 1e-12 of the loop, at every step of every schedule; in fewer bits rounded."""
-    jitd.configure(mode="replay")
+    jitd.configure(mode="replay", cache_dir=cold)
     x, x0, x1, *noise = tensors(5, (1, 301, 128), dtype=dtype, device="cuda")
     step, midpoint = FUNCTIONS["res2s_step"], FUNCTIONS["res2s_midpoint"]
     for pair, row in zip(PAIRS, ROWS, strict=True):

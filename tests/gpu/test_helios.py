@@ -5,9 +5,9 @@ import pytest
 import torch
 from jitd.models.helios.presets import PRESETS
 from jitd.models.helios.workload import run_chunk
-from jitd.tools.bench.block import peak_memory
 from jitd.tools.bench.blocks import caught, helios_cases
 from jitd.tools.bench.eager import Eager
+from jitd.tools.bench.figures import peak_memory
 from torch._dynamo.utils import counters
 
 from ..models.helios.small import BASE, HISTORIES, VARIANTS, build, inputs, run

@@ -32,7 +32,18 @@ from jitd.tools.bench.stopwatch import Times, host_us
 from typer.testing import CliRunner
 
 COMMANDS = (
-    *("group_norm", "tokens", "block", "denoise", "errors", "host", "start", "tune", "cache"),
+    *(
+        "group_norm",
+        "tokens",
+        "block",
+        "patch",
+        "denoise",
+        "errors",
+        "host",
+        "start",
+        "tune",
+        "cache",
+    ),
     *("daemon", "serving"),
 )
 WITHOUT_A_GPU = {"cache", "daemon"}
@@ -162,12 +173,12 @@ def test_without_torch_compile_no_best_peer_is_claimed():
 def test_a_row_says_what_was_measured(peer_module):
     """Bytes are every tensor once; all ratios follow from them and from the times."""
     peers = resolve_peers([f"{peer_module}:norm"])
-    row = measured(FakeStopwatch(jitd=20.0, eager=80.0, some_peers=40.0), **peers)
+    row = measured(FakeStopwatch(jitd=20.0, eager=80.0, some_peers=40.0, copy=16.0), **peers)
     stored = json.loads(json.dumps(row.json()))
     assert stored["bytes"] == 4 * (2 * 64 * 6 + 2 * 64)
     assert stored["floor_us"] == pytest.approx(stored["bytes"] / 1e3)
     assert stored["speedup"] == {"eager": 4.0, "some_peers": 2.0}
-    assert stored["cold_us"] == {"jitd": 20.0, "eager": 80.0, "some_peers": 40.0}
+    assert stored["cold_us"] == {"jitd": 20.0, "eager": 80.0, "some_peers": 40.0, "copy": 16.0}
     assert stored["graph_us"] == stored["cold_us"]
     assert stored["x_floor"] == pytest.approx(20.0 / stored["floor_us"])
     assert stored["gb_per_s"] == pytest.approx(stored["bytes"] / 20.0 / 1e3)
@@ -176,7 +187,8 @@ def test_a_row_says_what_was_measured(peer_module):
     assert stored["problems"] == {}
     assert (stored["name"], stored["shape"], stored["differing"]) == ("1x64x2x3", [1, 64, 2, 3], 0)
     names = [column.title for column in contest.columns(["eager", "some_peers"])]
-    assert len(names) == len(row.cells(["eager", "some_peers"]))
+    cells = dict(zip(names, row.cells(["eager", "some_peers"]), strict=True))
+    assert (cells["x copy"], cells["x over eager"]) == ("1.25", "4.00")
 
 
 def test_a_wrong_peer_is_not_timed(peer_module):
@@ -197,7 +209,7 @@ def test_a_contender_that_cannot_be_timed_leaves_the_others():
     """Its cell is empty and its reason is stored."""
     row = measured(FakeStopwatch(eager=-1.0))
     assert row.problems == {"eager": "no clock", "eager (graph)": "no clock"}
-    assert row.cells(["eager"])[6] == "-"
+    assert row.cells(["eager"])[7] == "-"
 
 
 def test_a_row_that_fails_does_not_cost_the_others(monkeypatch, tmp_path, capsys):

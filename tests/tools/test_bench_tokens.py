@@ -242,7 +242,7 @@ def test_options_reach_the_benchmark(monkeypatch, tmp_path):
         "json": tmp_path / "out.json",
     }  # fmt: skip
     assert RUNNER.invoke(cli.app, ["tokens"]).exit_code == 0
-    assert seen["parts"] == ["rotary", "norm", "layer_norm", "gates"]
+    assert seen["parts"] == [part.value for part in cli.TokenPart]
 
 
 def test_a_peer_that_is_not_there_is_bad_usage():

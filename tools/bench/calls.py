@@ -2,14 +2,17 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...jit.build import Builder
-from ...jit.op import Op
+from ...jit.op import OPS, Op
+from ...jit.record import Workload
 from ...jit.runtime import current
 from ...jit.sign import Call, Passed
 from ...jit.stats import STATS
@@ -58,6 +61,27 @@ def call_of(op: Op, args: Sequence[Any], named: Mapping[str, Any] | None = None)
 
 def builder_for(device: torch.device) -> Builder:
     return current().builder_at(device.index or 0)
+
+
+def prefetch(workload: Workload) -> None:
+    """In mode tune: have all that was recorded compiled, at once, before it is asked for."""
+    if current().settings.mode != "tune":
+        return
+    builder = builder_for(torch.device("cuda"))
+    for text in workload:
+        op = OPS[text.partition("[")[0]]
+        builder.prefetch(op, op.parse(text).call)
+
+
+@contextmanager
+def kernels_only() -> Iterator[Counter[str]]:
+    """Raises Refused if a reference answered an op in here; gives what was counted, afterwards."""
+    before, new = Counter(STATS.snapshot()), Counter[str]()
+    yield new
+    new.update(Counter(STATS.snapshot()) - before)
+    answered = [name for name in new if name.startswith("reference:")]
+    if answered:
+        raise Refused(f"not every op was answered by a kernel ({', '.join(answered)})")
 
 
 def get(

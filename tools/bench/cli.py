@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ...cache.errors import JitdError
-from .environment import NoGpu, gpu, need_torch_with_cuda
+from .environment import NoDiffusers, NoGpu, gpu, need_torch_with_cuda
 from .goals import TOKENS
 from .peers import BadPeer, resolve_op_peers, resolve_peers
 
@@ -59,6 +59,16 @@ class BlockModel(StrEnum):
     VAE = "vae"
 
 
+class PatchModel(StrEnum):
+    """Which models of diffusers there are; `vae`: the decoders of Z-Image, LTX-2.3 and Helios."""
+
+    LTX2 = "ltx2"
+    UPSAMPLER = "upsampler"
+    HELIOS = "helios"
+    ZIMAGE = "zimage"
+    VAE = "vae"
+
+
 class TokenPart(StrEnum):
     """The parts of `tokens`."""
 
@@ -66,6 +76,9 @@ class TokenPart(StrEnum):
     NORM = "norm"
     LAYER_NORM = "layer_norm"
     GATES = "gates"
+    HELIOS = "helios"
+    ZIMAGE = "zimage"
+    CHANNELS = "channels"
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -153,7 +166,7 @@ def tokens(
     quick: Annotated[bool, typer.Option("--quick", help="One short round: rough figures.")] = False,
     json: Json = None,
 ) -> None:
-    """Rotary embeddings, norms, modulation and gates at the shapes of LTX-2, Helios and Z-Image.
+    """Rotary embeddings, norms, modulation and gates at the shapes of LTX-2, Helios, Z-Image, VAEs.
 
     Against eager, torch.compile and peers. The first run on a card tunes every shape: about four
     minutes with 16 cores. Every contender is checked before it is timed.
@@ -235,6 +248,49 @@ def block(
     _measure(measure)
 
 
+@app.command("patch")
+def patch(
+    model: Annotated[
+        list[PatchModel] | None,
+        typer.Option(
+            help="Which; vae: decoders of Z-Image, LTX-2.3, Helios (Wan). Repeatable. All if none."
+        ),
+    ] = None,
+    stage: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=2, help="Of LTX-2, 1: 2x6144 tokens, 2: 1x24576; repeatable. Both if none."
+        ),
+    ] = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Without torch.compile: stock and patched.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: rough figures.")] = False,
+    json: Json = None,
+) -> None:
+    """Models of diffusers, real sizes, random weights: stock, jitd.patch, torch.compile, both.
+
+    Two blocks of LTX-2.3 or one of Helios or Z-Image, with all around them; LTX-2's upsampler;
+    decoders of VAEs. Time, kernel launches, bytes moved by kernels that are no products, peak
+    memory, time of the host, distance from stock. The first run on a card tunes what is called;
+    JITD_MODE=replay takes defaults instead. Needs diffusers.
+
+    \b
+    Examples:
+      python -m jitd.tools.bench patch --model ltx2 --stage 1 --quick --json patch.json
+      python -m jitd.tools.bench patch --model vae --no-compile
+    """
+
+    def measure() -> bool:
+        from .patch import run
+        from .patched import cases
+
+        chosen = cases([one.value for one in model or PatchModel], stage or [1, 2])
+        return run(cases=chosen, with_compile=not no_compile, quick=quick, json=json)
+
+    _measure(measure)
+
+
 @app.command("denoise")
 def denoise(
     no_compile: Annotated[
@@ -285,6 +341,9 @@ def host(
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Without torch.compile.")
     ] = False,
+    daemon: Annotated[
+        bool, typer.Option("--daemon", help="Only whole calls, with and without a daemon.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """What a call costs the CPU: torch, Triton, the driver's bindings, jitd's ops in parts.
@@ -295,9 +354,11 @@ def host(
     """
 
     def measure() -> bool:
-        from .host import run
+        from . import beside, host
 
-        return run(with_compile=not no_compile, json=json)
+        if daemon:
+            return beside.run(json=json)
+        return host.run(with_compile=not no_compile, json=json)
 
     _measure(measure)
 
@@ -420,14 +481,14 @@ def serving(
     rate: Annotated[float, typer.Option(min=1, help="Forwards begun in a second.")] = 20.0,
     duty: Annotated[
         float, typer.Option(min=0.001, max=1, help="JITD_DAEMON_DUTY of the daemon.")
-    ] = 0.05,
+    ] = 0.03,
     json: Json = None,
 ) -> None:
     """Requests on a card where the daemon tunes, against an idle daemon and tuning in process.
 
     \b
     Example:
-      python -m jitd.tools.bench serving --duty 0.05 --json serving.json
+      python -m jitd.tools.bench serving --duty 0.03 --json serving.json
     """
 
     def measure() -> bool:
@@ -450,7 +511,7 @@ def _measure(
         if torch_here:
             need_torch_with_cuda()
         good = measure()
-    except (NoGpu, JitdError) as error:
+    except (NoGpu, NoDiffusers, JitdError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     if not good:

@@ -23,6 +23,7 @@ from .stopwatch import CudaStopwatch, Run, Stopwatch
 from .table import Column, Table, number, reason_of
 
 OURS = "jitd"
+COPY = "copy"  # by torch, of as many bytes: what a launch and a cold L2 leave of the floor
 _AHEAD = 2  # cases whose candidates are compiled while another is tuned
 
 Function = Callable[..., Any]
@@ -92,6 +93,7 @@ class Row:
             number(self.gb_per_s, 0),
             number(self.floor_us),
             number(self.x_floor, 2),
+            number(None if (x := self.speedup(COPY)) is None else 1 / x, 2),
             *(number(self.speedup(name), 2) for name in others),
             str(self.differing),
             "; ".join(str(verdict.limit) for verdict in self.verdicts) or "-",
@@ -99,7 +101,7 @@ class Row:
         ]
 
     def json(self) -> dict[str, Any]:
-        others = [name for name in self.cold_us if name != OURS]
+        others = [name for name in self.cold_us if name not in (OURS, COPY)]
         return {
             "name": self.name,
             **self.facts,
@@ -131,6 +133,7 @@ def columns(others: Sequence[str], width: int = 17) -> list[Column]:
         Column("GB/s", 6),
         Column("floor us", 8),
         Column("x floor", 7),
+        Column("x copy", 6),
         *(Column(f"x over {name}", 8) for name in others),
         Column("differing", 9),
         Column("limit", 20, left=True),
@@ -170,12 +173,13 @@ def measure(
         else:
             runs[name] = _bound(function, args)
     moved = bytes_of(args) + bytes_of(expected)
+    runs[COPY] = _copy(moved, _device_of(args))
     del expected
     cold, graph = stopwatch.cold(runs), stopwatch.graph(runs)
     problems |= cold.problems
     problems |= {f"{name} (graph)": why for name, why in graph.problems.items()}
     floor_us = 1e6 * moved / bandwidth
-    others = {name: us for name, us in cold.us.items() if name != OURS}
+    others = {name: us for name, us in cold.us.items() if name not in (OURS, COPY)}
     return Row(
         name=case.name,
         bytes=moved,
@@ -188,6 +192,18 @@ def measure(
         problems=problems,
         facts=case.facts,
     )
+
+
+def _copy(moved: int, device: torch.device) -> Run:
+    """Reads half as many bytes and writes them."""
+    source = torch.empty(max(1, moved // 2), dtype=torch.uint8, device=device)
+    to = torch.empty_like(source)
+    return lambda: to.copy_(source)
+
+
+def _device_of(args: Sequence[Any]) -> torch.device:
+    """Where a call's tensors are."""
+    return next(value.device for value in args if isinstance(value, torch.Tensor))
 
 
 def bytes_of(values: Any) -> int:
@@ -224,6 +240,7 @@ def run_cases(
         print(
             f"{heading} us: median of do_bench (cold L2, launch included); graph: CUDA-graph "
             f"replay (hot L2). Floor: {bandwidth / 1e12:.2f} TB/s, the copy rate measured here. "
+            "Copy: torch's, of as many bytes, timed as the others are. "
             f"Differing: elements that are not equal to eager's. Best peer: the fastest of "
             f"{', '.join(others)}.",
             flush=True,

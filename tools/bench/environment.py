@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,10 @@ class NoGpu(Exception):
     """There is nothing to measure on. The message is one line that says why."""
 
 
+class NoDiffusers(Exception):
+    """There is nothing to patch. The message is one line that says why."""
+
+
 def gpu() -> Device:
     """The card that is measured: the first one that CUDA shows. Raises NoGpu."""
     found = devices()
@@ -34,6 +39,17 @@ def need_torch_with_cuda() -> None:
 
     if not torch.cuda.is_available():
         raise NoGpu(f"a benchmark needs torch with CUDA; torch {torch.__version__} sees no GPU.")
+
+
+def need_diffusers() -> str:
+    """The version of diffusers. Raises NoDiffusers."""
+    try:
+        return version("diffusers")
+    except PackageNotFoundError:
+        raise NoDiffusers(
+            "bench patch measures models of diffusers, which is not installed: "
+            "pip install 'jitd[diffusers]'."
+        ) from None
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -54,6 +70,21 @@ def environment(device: Device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Environment variables while open, for processes that are started then."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def print_environment(facts: Mapping[str, Any]) -> None:

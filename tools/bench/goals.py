@@ -61,6 +61,9 @@ GROUP_NORM: Sequence[Target] = (
 )
 
 
+Part = Literal["rotary", "norm", "layer_norm", "gates", "helios", "zimage", "channels", "denoise"]
+
+
 @dataclass(frozen=True)
 class OpTarget:
     """One row of the tokens table: a signature as the op prints it, and its limits.
@@ -70,7 +73,9 @@ class OpTarget:
     shared  arguments that are the same tensor as another: tables of q that are also those of k
     """
 
-    part: Literal["rotary", "norm", "layer_norm", "gates", "denoise"]
+    part: Literal[
+        "rotary", "norm", "layer_norm", "gates", "helios", "zimage", "channels", "denoise"
+    ]
     what: str
     signature: str
     limits: tuple[Limit, ...] = ()
@@ -166,6 +171,64 @@ DENOISE: Sequence[OpTarget] = (
     *(_denoise("res2s_step", shape, "fp32", "") for shape in _LATENTS),
 )
 
+
+def _of(part: Any, what: str, signature: str, shared: Mapping[str, str] = {}) -> OpTarget:
+    return OpTarget(part, what, signature, shared=shared)
+
+
+_HELIOS, _ZIMAGE = "1x11040x5120", "1x4128x3840"
+_GATE_ROWS = "gate=fp32 2x5120, index=i32 1x11040"
+
+MODELS: Sequence[OpTarget] = (
+    _of(
+        "helios",
+        f"qk_norm_rotary {_HELIOS}, interleaved",
+        f"qk_norm_rotary[bf16]({_HELIOS}, q_cos=fp32 1x11040x256, layout=interleaved)",
+        _SELF,
+    ),
+    _of(
+        "helios",
+        f"gate_residual_layer_norm_modulate {_HELIOS}, affine",
+        f"gate_residual_layer_norm_modulate[bf16]({_HELIOS}, gate=fp32 2x5120, scale=none, "
+        f"weight=fp32 5120, bias=fp32 5120, index=i32 1x11040, {_IN_ONCE})",
+    ),
+    _of(
+        "helios",
+        f"gate_residual {_HELIOS}, two fp32 rows",
+        f"gate_residual[bf16]({_HELIOS}, {_GATE_ROWS}, {_IN_ONCE})",
+    ),
+    _of(
+        "zimage",
+        f"rms_norm_scale {_ZIMAGE}",
+        f"rms_norm_scale[bf16]({_ZIMAGE}, weight=bf16 3840)",
+    ),
+    _of(
+        "zimage",
+        f"tanh_gate_residual_rms_norm {_ZIMAGE}",
+        f"tanh_gate_residual_rms_norm[bf16]({_ZIMAGE}, weight=bf16 3840)",
+    ),
+    _of(
+        "zimage",
+        f"qk_norm_rotary {_ZIMAGE}, heads of 128, complex",
+        f"qk_norm_rotary[bf16]({_ZIMAGE}, wq=128, q_cos=fp32 1x4128x64x2, layout=complex, "
+        "rounding=each)",
+        _SELF,
+    ),
+    _of("zimage", "swiglu 4128x10240", "swiglu[bf16](4128x10240)"),
+    _of("zimage", f"layer_norm_scale {_ZIMAGE}", f"layer_norm_scale[bf16]({_ZIMAGE})"),
+    *(
+        _of("channels", f"channel_rms_norm_silu {what}", f"channel_rms_norm_silu[{how})")
+        for what, how in (
+            ("1x512x61x64x96", "bf16](1x512x61x64x96"),
+            ("1x512x61x64x96, fast", "bf16](1x512x61x64x96, numerics=fast"),
+            ("1x128x61x256x384", "bf16](1x128x61x256x384"),
+            ("1x512x16x64x96, channels last", "bf16](1x512x16x64x96:channels_last_3d"),
+            ("1x384x1x96x160, Wan", "bf16](1x384x1x96x160, weight=bf16 384, form=l2"),
+            ("1x96x4x384x640, Wan", "bf16](1x96x4x384x640, weight=bf16 96, form=l2"),
+        )
+    ),
+)
+
 _FUSED = "gate_residual_rms_norm_modulate", "gate_residual_rms_norm_dual_modulate"
 _STAGES = "2x6144x4096", "1x24576x4096", "2x126x2048"
 _TWO_ROWS = "scale=fp32 2x5120, index=i32 1x11040"
@@ -235,6 +298,7 @@ TOKENS: Sequence[OpTarget] = (
     _gate("head_gate", "2x6144x4096", "logits=2x6144x32"),
     _gate("head_gate", "1x24576x4096", "logits=1x24576x32"),
     _gate("head_gate", "2x126x2048", "logits=2x126x32"),
+    *MODELS,
 )
 
 HOST_OP_US = 8.0
@@ -242,6 +306,9 @@ HOST_OP_US = 8.0
 
 HOST_OP_SHARE = 0.65
 """... and at most this share of `empty_like` and Triton's launch of the same kernel."""
+
+DAEMON_SHARE = 1.03
+"""A hit costs the CPU at most so many times what it costs without a daemon."""
 
 START_FIRST_MS = 80.0
 """From a first torch kernel to a first tuned one, in a process with a warm cache."""

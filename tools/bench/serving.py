@@ -5,7 +5,6 @@ done. Beside it, in turn: an idle daemon; the daemon tuning, at its duty; the pr
 in a thread, for comparison.
 """
 
-import os
 import tempfile
 import threading
 import time
@@ -31,7 +30,7 @@ from ...jit.warm import buckets
 from ...models.ltx2.presets import UPSAMPLERS, Size, latent_shape
 from ...models.ltx2.upsampler import LatentUpsampler
 from ...models.ltx2.workload import run_upsampler
-from .environment import environment, gpu, print_environment, write_json
+from .environment import environment, gpu, print_environment, variables, write_json
 from .table import Column, Table, number
 
 SERVED = Size(512, 768)
@@ -67,7 +66,7 @@ def run(*, seconds: float, rate: float, duty: float, json: Path | None) -> bool:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitd-serving-")))
         forward = _warm_forward(folder / "served")
         settings = Settings.read(cache_dir=folder / "tuned", daemon_dir=folder / "d")
-        stack.enter_context(_Environment(settings, duty))
+        stack.enter_context(variables(JITD_DAEMON_DUTY=str(duty), JITD_JOBS=str(settings.jobs)))
         other = Runtime(settings)
         place = Place.of(other.store.root, folder / "d")
         identity = Identity.of(place.cache_dir)
@@ -147,24 +146,6 @@ def _ask(client: Client, workload: Workload, uuid: str, target: str) -> None:
 def _tunes(place: Place, identity: Identity) -> int:
     with Client(place, identity) as client:
         return int(client.ask(Status())["counts"].get("tunes", 0))
-
-
-class _Environment:
-    """The daemon's duty, for the daemon that is started below."""
-
-    def __init__(self, settings: Settings, duty: float) -> None:
-        self.changes = {"JITD_DAEMON_DUTY": str(duty), "JITD_JOBS": str(settings.jobs)}
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.changes}
-        os.environ.update(self.changes)
-
-    def __exit__(self, *exc: object) -> None:
-        for name, value in self.before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class _InProcess:

@@ -37,12 +37,15 @@ class Stopwatch(Protocol):
 class CudaStopwatch:
     """Measures on the current device and stream.
 
-    cold   the median of `rounds` medians of `triton.testing.do_bench`, `rep_ms` each, in turns
+    cold   the median of `rounds` medians of `triton.testing.do_bench`, `rep_ms` each, in turns;
+           each turn begins with `warmup_ms` of the same, so that what ran before it, which may
+           have left the card cooler, decides nothing
     graph  runs of about `graph_ms` captured one after the other; the median of `replays` replays
     """
 
     rounds: int = 3
     rep_ms: float = 40.0
+    warmup_ms: float = 10.0
     graph_ms: float = 1.0
     replays: int = 20
 
@@ -56,7 +59,7 @@ class CudaStopwatch:
                 if name in problems:
                     continue
                 try:
-                    ms = do_bench(run, warmup=10, rep=self.rep_ms, return_mode="median")
+                    ms = do_bench(run, warmup=self.warmup_ms, rep=self.rep_ms, return_mode="median")
                 except Exception as error:  # noqa: BLE001  (one contender must not cost the rest)
                     problems[name] = reason_of(error)
                 else:

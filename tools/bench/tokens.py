@@ -1,4 +1,4 @@
-"""The ops over tokens (rotary, norms, modulation, gates) against eager, torch.compile and peers."""
+"""The ops of models (rotary, norms, modulation, gates) against eager, torch.compile and peers."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from ...jit.inputs import make_inputs
 from ...jit.op import OPS, Op
 from ...jit.sign import Call, Passed, TensorSpec
-from ...models.ops import gates, guidance, rotary, row_norm, steps
+from ...models.ops import channel_norm, gates, guidance, rotary, row_norm, steps
 from .contest import Case, Function, run_cases
 from .eager import EAGER
 from .goals import TOKENS, OpTarget
@@ -23,7 +23,7 @@ _NAME_WIDTH = 62
 
 def function_of(op: str) -> Function:
     """The op of that name, as models call it."""
-    for module in (gates, rotary, row_norm, guidance, steps):
+    for module in (gates, rotary, row_norm, channel_norm, guidance, steps):
         found: Function | None = getattr(module, op, None)
         if found is not None:
             return found

@@ -21,7 +21,12 @@ _PRODUCTS = re.compile(
     r"_?scaled_dot_product\w*|_?flash_attention\w*|_?efficient_attention\w*)$"
 )
 # The same of kernels. cuBLAS calls its own nvjet, gemm, splitK; cuDNN's attention has "sdpa".
-_PRODUCT_KERNELS = re.compile(r"gemm|nvjet|cutlass|splitk|cublas|flash|fmha|sdpa|attention", re.I)
+# Inductor calls a kernel after the operators it came from, as the copy in front of attention.
+_PRODUCT_KERNELS = re.compile(
+    r"(?!triton_(poi|red|per)_)"
+    r".*(gemm|nvjet|cutlass|splitk|cublas|flash|fmha|sdpa|attention|fprop|convolve)",
+    re.I | re.S,
+)
 # What only makes a tensor: nothing is read or written.
 _NO_WORK = re.compile(r"(empty\w*|new_empty\w*|_unsafe_view|detach|alias|lift_fresh)$")
 
@@ -90,12 +95,12 @@ class Launched:
     @property
     def products(self) -> int:
         """How many were matrix products or attention."""
-        return sum(count for name, count in self.counts.items() if _PRODUCT_KERNELS.search(name))
+        return sum(count for name, count in self.counts.items() if _PRODUCT_KERNELS.match(name))
 
     @property
     def other_us(self) -> float:
         """How long the device was busy with all others."""
-        return sum(us for name, us in self.us.items() if not _PRODUCT_KERNELS.search(name))
+        return sum(us for name, us in self.us.items() if not _PRODUCT_KERNELS.match(name))
 
 
 def launches(run: Callable[[], object]) -> Launched:

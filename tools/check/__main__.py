@@ -114,7 +114,9 @@ def _pytest(
     nothing_ran = 5  # pytest's exit code, and tests/conftest.py's where everything was skipped
     # Most tests wait for processes of their own; more of them at once would wait for the cores.
     several = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-    code = _exit_code(["pytest", *several, *arguments], environment or {})
+    # Torch's threads wait for each other by spinning: a third of all time, beside other processes.
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    code = _exit_code(["pytest", *several, *arguments], {**threads, **(environment or {})})
     return code == 0 or (empty_passes and code == nothing_ran)
 
 

@@ -14,13 +14,17 @@ from ...jit.record import Workload
 from ...jit.sign import Signature
 from ...jit.warm import Again
 from ...models import catalog
+from ...models.pipelines.recording import Pipeline
 
 Work = Literal["tune", "compile"]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be warm: a model at some sizes, signatures, or both."""
+    """What is to be warm: a model at some sizes, signatures, or both.
+
+    `pipeline`: the model is that of a folder of diffusers.
+    """
 
     model: catalog.Model | None
     sizes: tuple[Any, ...]
@@ -28,8 +32,9 @@ class Wanted:
     variant: str
     i2v: bool
     signatures: tuple[str, ...]
-    workload: Path | None
+    workloads: tuple[Path, ...]
     imports: tuple[str, ...]
+    pipeline: Pipeline | None = None
 
     @property
     def name(self) -> str:
@@ -41,21 +46,21 @@ class Wanted:
         """All that decides the signatures, for the key of the receipt."""
         options: dict[str, object] = {
             "signatures": sorted(self.signatures),
-            "workload": _digest(self.workload) if self.workload else "",
+            "workload": " ".join(sorted(map(_digest, self.workloads))),
             "imports": [(name, _package_digest(name)) for name in sorted(self.imports)],
         }
         if self.model:
             sizes = sorted(str(size) for size in self.sizes)
             options |= {"sizes": sizes, "dtype": self.dtype}
             options |= {"variant": self.variant, "i2v": self.i2v}
-        return options
+        return options | (self.pipeline.options if self.pipeline else {})
 
     @property
     def words(self) -> list[str]:
         """The command line that wants the same on any machine."""
         words = ["jitctl", "warmup"]
         if self.model:
-            words += ["--model", self.model.name]
+            words += self.pipeline.words if self.pipeline else ["--model", self.model.name]
             if set(self.sizes) != set(self.model.sizes.values()):
                 words += [word for size in self.sizes for word in ("--size", str(size))]
             if self.dtype != "bf16":
@@ -65,7 +70,7 @@ class Wanted:
             words += ["--i2v"] * self.i2v
         words += [word for name in self.imports for word in ("--import", name)]
         words += [word for text in self.signatures for word in ("--signature", text)]
-        words += ["--workload", str(self.workload)] if self.workload else []
+        words += [word for path in self.workloads for word in ("--workload", str(path))]
         return words
 
     @property
@@ -75,11 +80,11 @@ class Wanted:
     def resolve(self) -> Workload:
         """The signatures. Imports torch. Raises ValueError for one that cannot be read."""
         declare_ops(self.imports)
-        asked = Workload.load(self.workload) if self.workload else Workload()
+        asked = Workload.load_all(self.workloads)
+        _refuse_unknown(asked, self.workloads)
         for text in self.signatures:
-            asked.add(text)
-        for text in asked:
             read_signature(text)
+            asked.add(text)
         if self.model:
             model = self.model.workload(self.sizes, self.dtype, self.variant, i2v=self.i2v)
             for text, calls in model.counts.items():
@@ -122,13 +127,14 @@ class Request:
         """This request as plain data; `Request.of` reads it back."""
         wanted = self.wanted
         return {
-            "model": wanted.model.name if wanted.model else None,
+            "model": wanted.model.name if wanted.model and not wanted.pipeline else None,
+            "diffusers": wanted.pipeline.document() if wanted.pipeline else None,
             "sizes": [str(size) for size in wanted.sizes],
             "dtype": wanted.dtype,
             "variant": wanted.variant,
             "i2v": wanted.i2v,
             "signatures": list(wanted.signatures),
-            "workload": str(wanted.workload) if wanted.workload else None,
+            "workloads": [str(path) for path in wanted.workloads],
             "imports": list(wanted.imports),
             "work": self.work,
             "archs": list(self.archs),
@@ -143,7 +149,8 @@ class Request:
         """Raises ValueError where what was asked for is no more: a model, a file; and for a note of
         another version of jitd, which had other options.
         """
-        missing = {field.name for field in fields(Wanted)} - {*document, "sizes"}
+        names = {field.name for field in fields(Wanted)} - {"pipeline"} | {"diffusers"}
+        missing = names - set(document)
         if missing:
             raise ValueError(f"another version of jitd noted it: {', '.join(sorted(missing))}?")
         return cls(
@@ -154,8 +161,9 @@ class Request:
                 variant=document["variant"] or None,
                 i2v=document["i2v"],
                 signatures=document["signatures"],
-                workload=Path(document["workload"]) if document["workload"] else None,
+                workloads=[Path(path) for path in document["workloads"]],
                 imports=document["imports"],
+                pipeline=Pipeline.of(document["diffusers"]) if document["diffusers"] else None,
             ),
             work=document["work"],
             archs=tuple(document["archs"]),
@@ -174,29 +182,33 @@ def wanted(
     variant: str | None,
     i2v: bool,
     signatures: Sequence[str],
-    workload: Path | None,
+    workloads: Sequence[Path],
     imports: Sequence[str],
     hq: bool = False,
+    pipeline: Pipeline | None = None,
 ) -> Wanted:
     """The request, checked as far as that goes without torch. `hq` is a name for the variant of
     high quality. Raises ValueError.
     """
-    if not (model or signatures or workload):
+    if not (model or signatures or workloads or pipeline):
         raise ValueError(
-            f"nothing to warm: give --model ({', '.join(catalog.MODELS)}), --signature or "
-            "--workload. Example: jitctl warmup --model ltx2"
+            f"nothing to warm: give --model ({', '.join(catalog.MODELS)}), --diffusers, "
+            "--signature or --workload. Example: jitctl warmup --model ltx2"
         )
-    known = catalog.model(model) if model else None
+    if model and pipeline:
+        raise ValueError("--model and --diffusers are two models: warm one after the other.")
+    known = pipeline.model if pipeline else catalog.model(model) if model else None
     if known is None and (sizes or variant or i2v or hq):
         raise ValueError(
-            "--size, --variant, --hq and --i2v are options of a model: give --model, too."
+            "--size, --variant, --hq and --i2v are options of a model: give --model or "
+            "--diffusers, too."
         )
     if known and hq:
         variant = _high_quality(known, variant)
-    if workload and not workload.is_file():
-        raise ValueError(f"--workload {workload}: no such file.")
-    if workload:
-        Workload.load(workload)  # refuse a damaged one before torch is imported
+    for path in workloads:
+        if not path.is_file():
+            raise ValueError(f"--workload {path}: no such file.")
+    Workload.load_all(workloads)  # refuse a damaged one before torch is imported
     if known:
         known.check(variant or known.variants[0], i2v=i2v)
     parsed: tuple[Any, ...] = ()
@@ -210,8 +222,9 @@ def wanted(
         variant=variant or (known.variants[0] if known else ""),
         i2v=i2v,
         signatures=tuple(dict.fromkeys(signatures)),
-        workload=workload and workload.absolute(),
+        workloads=tuple(dict.fromkeys(path.absolute() for path in workloads)),
         imports=tuple(dict.fromkeys(imports)),
+        pipeline=pipeline,
     )
 
 
@@ -247,6 +260,21 @@ def read_signature(text: str) -> Signature:
             "One that is declared outside jitd needs --import MODULE."
         )
     return OPS[name].parse(text)
+
+
+def _refuse_unknown(asked: Workload, paths: Sequence[Path]) -> None:
+    """Raise ValueError that says how much of the files this version cannot read, and why."""
+    failures = []
+    for text in asked:
+        try:
+            read_signature(text)
+        except ValueError as error:
+            failures.append(str(error))
+    if failures:
+        raise ValueError(
+            f"--workload {', '.join(map(str, paths))}: of {len(asked)} signatures {len(failures)} "
+            f"cannot be read. Record anew what another version recorded. The first: {failures[0]}"
+        )
 
 
 def _digest(path: Path) -> str:

@@ -1,6 +1,5 @@
-"""`jitctl warmup`: its options, and its report. The work is in `warming`."""
+"""`jitctl warmup`: its options. The work is in `warming`, what is said of it in `warmup_report`."""
 
-import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,13 +14,14 @@ from ...jit.toolchain import toolchain
 from ...models import catalog
 from . import folder
 from .options import AsJson, DeviceIndex, Imports, Jobs
-from .output import count, microseconds, note, percent, say, say_json, table, times
+from .output import note, say, say_json
+from .warmup_report import report
 
 if TYPE_CHECKING:
-    from ...jit.warm import Again, Row
+    from ...jit.warm import Again
+    from ...models.pipelines.recording import Pipeline
     from .resume import Interrupted
     from .wanted import Request
-    from .warming import Outcome
 
 
 class Dtype(StrEnum):
@@ -62,7 +62,20 @@ def warmup(
         ),
     ] = None,
     workload: Annotated[
-        Path | None, typer.Option(help="A file that Workload.save() wrote.", metavar="FILE")
+        list[Path] | None,
+        typer.Option(
+            help="A file that Workload.save() or JITD_RECORD wrote. Repeatable: files of several "
+            "processes are one workload.",
+            metavar="FILE",
+        ),
+    ] = None,
+    diffusers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the config files of a pipeline of diffusers, or of one of its "
+            "models: what it asks for once jitd.patch has patched it. No weights are needed.",
+            metavar="FOLDER",
+        ),
     ] = None,
     imports: Imports = None,
     size: Annotated[
@@ -73,9 +86,34 @@ def warmup(
             metavar="HxW[xF]",
         ),
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="With --diffusers: frames of a size without any; 121 if none.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="With --diffusers: tokens of a prompt; as the pipeline pads them if none.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
+    vae_dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="With --diffusers: dtype of the VAE; Helios' fp32, else --dtype."),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of the model's weights.")] = Dtype.bf16,
     variant: Annotated[
-        str | None, typer.Option(help="Variant of the model; the newest if none.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Variant of the model; the newest if none. With --diffusers guided, distilled or "
+            "both (all), for Helios base or pyramid.",
+            metavar="NAME",
+        ),
     ] = None,
     hq: Annotated[
         bool, typer.Option("--hq", help="The variant of high quality: LTX-2's is 2.3-hq.")
@@ -121,7 +159,8 @@ def warmup(
     On a GPU every signature is tuned there. Without one it is compiled for --arch, and the first
     run on a GPU has only to tune and check. A second warmup answers at once. One that was
     interrupted, by Ctrl-C or by a crash, is taken up again with --resume. Of a model, "calls" are
-    those in one forward of each of its parts and one step of each stage, however many there are.
+    those in one forward of each of its parts and one step of each stage, however many there are; of
+    files that JITD_RECORD wrote the files that name a signature.
 
     \b
     Examples:
@@ -130,6 +169,9 @@ def warmup(
       jitctl warmup --model ltx2 --variant 2.3-distilled --i2v --size 1024x1536
       jitctl warmup --model zimage --size 1024 --size 768x1360
       jitctl warmup --model ltx2 --size 512x768x121 --arch sm_90 --arch sm_100
+      jitctl warmup --diffusers ~/models/LTX-2.3 --size 1024x1536 --frames 121
+      jitctl warmup --diffusers ~/models/Z-Image-Turbo --size 1024x1024 --variant distilled
+      jitctl warmup --workload seen.jsonl
       jitctl warmup --signature 'group_norm_silu[bf16](1x1024x16x32x48, groups=32)'
       jitctl warmup --model ltx2 --again noisy
       jitctl warmup --resume
@@ -163,9 +205,10 @@ def warmup(
             variant=variant,
             i2v=i2v,
             signatures=signature or (),
-            workload=workload,
+            workloads=workload or (),
             imports=imports or (),
             hq=hq,
+            pipeline=_pipeline(diffusers, frames, prompt_tokens, vae_dtype),
         )
         anew: Again = again.value if again else "missing"
         work, targets = warming.targets(
@@ -196,9 +239,25 @@ def warmup(
         )
     else:
         for outcome in outcomes:
-            _report(outcome, request, folder.place_of(store, store.root), dry_run=dry_run)
+            report(outcome, request, folder.place_of(store, store.root), dry_run=dry_run)
     if not dry_run and any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _pipeline(
+    path: Path | None, frames: int | None, prompt_tokens: int | None, vae_dtype: Dtype | None
+) -> "Pipeline | None":
+    """The folder of --diffusers. Raises ValueError, for its options without it, too."""
+    from ...models.pipelines.recording import pipeline_in  # noqa: PLC0415  (as `warming`)
+
+    if path is not None:
+        dtype = vae_dtype.value if vae_dtype else None
+        return pipeline_in(path, frames=frames, prompt_tokens=prompt_tokens, vae_dtype=dtype)
+    if frames or prompt_tokens or vae_dtype:
+        raise ValueError(
+            "--frames, --prompt-tokens and --vae-dtype are options of --diffusers: give that, too."
+        )
+    return None
 
 
 def _interrupted(context: typer.Context, place: Path) -> "Interrupted | None":
@@ -235,78 +294,3 @@ def _nothing_to_resume(place: Path, *, as_json: bool) -> None:
         say_json({"resumed": None, "cache_dir": str(place), "targets": []})
     else:
         say(f"Nothing to resume in {place}: no warmup was interrupted.")
-
-
-def _report(outcome: "Outcome", request: "Request", place: str, *, dry_run: bool) -> None:
-    rows, where, wanted = outcome.rows, str(outcome.device), request.wanted
-    if not outcome.device.uuid:
-        where = f"{outcome.device.target} (as if on an {outcome.device.name})"
-    if outcome.from_receipt:
-        say(f"{wanted.name} for {where}: nothing to do, all of it is in {place}")
-    else:
-        say(f"{wanted.name} for {where}, in {place}")
-    say()
-    _rows(rows, request.work, dry_run=dry_run)
-    say()
-    for row in rows:
-        if row.status == "failed":
-            note(f"failed: {row.signature}: {row.detail}")
-    if not dry_run:
-        say(_next(outcome, request, place))
-
-
-def _rows(rows: Sequence["Row"], work: str, *, dry_run: bool) -> None:
-    first = [(row.signature, row.calls, row.config or "-") for row in rows]
-    columns: tuple[str, ...]
-    rest: list[tuple[str, ...]]
-    if dry_run:
-        columns, rest = ("missing",), [(row.detail,) for row in rows]
-    elif work == "tune":
-        columns = ("status", "us", "of floor", "x eager")
-        rest = [
-            (row.status, microseconds(row.us), percent(row.floor_share), times(row.speedup))
-            for row in rows
-        ]
-    else:
-        columns, rest = ("status", "binaries"), [(row.status, _binaries(row)) for row in rows]
-    table(
-        ("signature", "calls", "config", *columns),
-        [(*one, *other) for one, other in zip(first, rest, strict=True)],
-        right=("calls", "us", "of floor", "x eager", "binaries"),
-    )
-
-
-def _binaries(row: "Row") -> str:
-    return "-" if row.status == "failed" else row.detail.removesuffix(" binaries")
-
-
-def _next(outcome: "Outcome", request: "Request", place: str) -> str:
-    """What to do now, in one line."""
-    command = request.wanted.command
-    if outcome.failed:
-        return (
-            f"{count(outcome.failed, 'signature')} of {len(outcome.rows)} failed; there the "
-            f"reference answers, and a model still runs. {_anew(outcome, request)}"
-        )
-    if request.work == "tune":
-        return (
-            f"Warm on {outcome.device.name}. To run without ever compiling or tuning: "
-            "JITD_MODE=strict python your_program.py"
-        )
-    if outcome.device.uuid:
-        return f"Compiled. {count(len(outcome.rows), 'signature')} to tune: {command}"
-    return (
-        f"Next: bring {place} to a machine with an {outcome.device.target} card, such as "
-        f"{outcome.device.name}, by copy, mount or jitctl export, and run `{command}` there: "
-        f"{count(len(outcome.rows), 'signature is', 'signatures are')} left to tune and check."
-    )
-
-
-def _anew(outcome: "Outcome", request: "Request") -> str:
-    """What may be done for a signature that failed: the failure is remembered."""
-    if request.work == "compile":
-        return "Warm again when its code has changed."
-    signature = next(row.signature for row in outcome.rows if row.status == "failed")
-    words = ["jitctl", "tune", signature, "--again"]
-    words += [word for name in request.wanted.imports for word in ("--import", name)]
-    return f"To try one anew: {shlex.join(words)}"
