@@ -37,7 +37,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"]
+    "document", ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CONTRIBUTING.md", "SECURITY.md"]
 )
 def test_links_lead_somewhere(document):
     """Each link to a file of the project leads to one."""

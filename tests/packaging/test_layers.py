@@ -18,8 +18,8 @@ LIGHT = [
     for name in (
         "adopt", "artifacts", "background", "binary", "bodies", "build", "candidates", "child",
         "code", "compile", "declare", "device", "errors", "frames", "isolated", "keys", "op",
-        "record", "runtime", "settings", "shelf", "sign", "source", "stats", "task", "toolchain",
-        "tuner", "warm", "winners", "worker",
+        "record", "recorder", "runtime", "settings", "shelf", "sign", "source", "stats", "task",
+        "toolchain", "tuner", "warm", "winners", "worker",
         "daemon.client", "daemon.connection", "daemon.facts", "daemon.gpus", "daemon.housekeeping",
         "daemon.identity", "daemon.log", "daemon.metrics", "daemon.place", "daemon.protocol",
         "daemon.queue", "daemon.requests", "daemon.schedule", "daemon.server", "daemon.start",

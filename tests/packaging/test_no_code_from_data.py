@@ -12,8 +12,8 @@ LOADERS |= {"yaml", "dbm", "code", "runpy", "imp", "zipimport"}
 
 # Calls that turn text into code or a name into a module, and why each is no danger.
 ALLOWED = {
-    ("jit/dispatch.py", "exec"): "text made of the arguments that an op declares",
-    ("jit/dispatch.py", "compile"): "the same",
+    ("jit/guard.py", "exec"): "text made of the arguments that an op declares",
+    ("jit/guard.py", "compile"): "the same",
     ("jit/interpret.py", "import_module"): "the module of a declared kernel",
     ("jit/worker.py", "import_module"): "the module of a declared kernel, named by the parent",
     ("jit/daemon/worker.py", "import_module"): "the module of a declared op, named by a client",
@@ -22,6 +22,8 @@ ALLOWED = {
     ("models/catalog.py", "import_module"): "the modules of jitd's own folder of ops",
     ("models/helios/__init__.py", "import_module"): "a table of jitd's own modules",
     ("models/ltx2/__init__.py", "import_module"): "a table of jitd's own modules",
+    ("models/patch/__init__.py", "import_module"): "a table of jitd's own modules",
+    ("models/patch/recipe.py", "import_module"): "the modules of diffusers that recipes name",
     ("models/zimage/__init__.py", "import_module"): "a table of jitd's own modules",
     ("tools/jitctl/wanted.py", "import_module"): "what --import names on the command line",
     ("tools/bench/tune.py", "import_module"): "a table of jitd's own modules",
