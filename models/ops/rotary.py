@@ -50,16 +50,19 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _turned_pairs(x: Tensor, table: Tensor, layout: str) -> Tensor:
     """x (B, T, H*2R) with neighbouring channels turned, contiguous; see `qk_norm_rotary`."""
     if layout == "complex":
-        angles = torch.view_as_complex(table.contiguous()).unsqueeze(2)
-        pairs = wide(x).unflatten(2, (-1, table.shape[2], 2)).contiguous()
-        return (
-            torch.view_as_real(torch.view_as_complex(pairs) * angles).to(x.dtype).reshape(x.shape)
-        )
+        pairs = wide(x).unflatten(2, (-1, table.shape[2], 2))
+        turned = _complex(pairs) * _complex(table).unsqueeze(2)
+        return torch.view_as_real(turned).to(x.dtype).reshape(x.shape)
     cos, sin = table.unsqueeze(2).chunk(2, -1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     first, second = x.unflatten(2, (-1, cos.shape[-1], 2)).unbind(-1)
     turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1)
     return turned.to(x.dtype).reshape(x.shape)
+
+
+def _complex(pairs: Tensor) -> Tensor:
+    """(..., 2) as complex numbers. Copied: `view_as_complex` wants an even offset in memory."""
+    return torch.complex(pairs[..., 0], pairs[..., 1])
 
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float, rounding: str) -> Tensor:

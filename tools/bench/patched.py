@@ -68,6 +68,8 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
                 "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
                 "upsample_residual": (False,) * 4,
                 "upsample_factor": (2, 2, 1, 2),
+                "spatial_compression_ratio": 32,
+                "temporal_compression_ratio": 8,
             },
         ),
         "Wan": ("AutoencoderKLWan", {}),

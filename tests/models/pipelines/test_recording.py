@@ -4,7 +4,10 @@ import json
 
 import pytest
 import torch
+from jitd.jit.check import arguments
+from jitd.jit.inputs import make_inputs
 from jitd.jit.record import record
+from jitd.jit.warm import buckets
 from jitd.models.pipelines.recording import Pipeline, pipeline_in
 from jitd.tools.examples import tiny
 
@@ -29,6 +32,28 @@ def test_configs_tell_what_a_run_asks_for(name, tmp_path):
     pipeline = pipeline_in(folder, prompt_tokens=real.prompt_tokens)
     on_meta = of_configs(pipeline, size=real.size, variant=real.variant, i2v=real.i2v)
     assert set(on_meta) == set(real.recorded())
+
+
+@pytest.mark.parametrize("name", ["ltx2", "helios", "zimage"])
+def test_references_answer_all_that_a_warmup_checks(name, tmp_path):
+    """Kernels are checked at more calls than were recorded, inputs that begin anywhere among them:
+    the reference answers each with what the op promises."""
+    real = live(name)
+    folder = tiny.save_configs(real.pipe, tmp_path / "configs", *real.others)
+    pipeline = pipeline_in(folder, prompt_tokens=real.prompt_tokens)
+    recorded = of_configs(pipeline, size=real.size, variant=real.variant, dtype="bf16")
+    generator, checked, shifted = torch.Generator().manual_seed(0), 0, 0
+    for op, bucket in ((bucket.op, bucket.call) for bucket in buckets(recorded)):
+        for call in dict.fromkeys((bucket, *op.reach(bucket), *op.probes(bucket))):
+            args, kwargs = arguments(op, call, make_inputs(op, call, "cpu", generator, "normal"))
+            answer = op.reference(*args, **kwargs)
+            answers = answer if isinstance(answer, tuple) else (answer,)
+            promised = op.outputs(call).values()
+            assert [tuple(one.shape) for one in answers] == [spec.shape for spec in promised]
+            checked += 1
+            shifted += any(not spec.aligned for spec in call.tensors.values())
+    assert checked > 20
+    assert shifted > 5
 
 
 def test_a_part_by_itself_asks_for_its_share(tmp_path):
