@@ -59,7 +59,6 @@ def test_a_whole_pipeline(pyramid, dtype, share):
     stock = tiny_helios.generate(made, given)
     report = patch(made.transformer)
     video = tiny_helios.generate(made, given)
-    print(f"{((video - stock).norm() / stock.norm()).item():.1e} of its length")
     assert all_answered(report)
     near([video], [stock], share)
     before = jitd.stats().get("compiles", 0)
