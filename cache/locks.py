@@ -7,6 +7,7 @@ The files are `locks/<kind>-<2 hex>.lock` and are never removed. Keys share them
 of their digest: a fixed number of files, at the price of an occasional wait for a stranger.
 """
 
+import logging
 import os
 import re
 import threading
@@ -35,6 +36,9 @@ ORDER: Final = (
 """A thread that holds a lock of one kind takes only locks of later kinds: no cycle, no deadlock."""
 
 _POLL_S: Final = 0.02
+_QUIET_S = 60.0  # a wait that is longer is said
+
+LOGGER: Final = logging.getLogger("jitd.cache")
 
 
 @dataclass(eq=False)
@@ -127,7 +131,10 @@ class KeyLocks:
             # locks know that they were inherited: with older ones, a forked child that exits
             # normally releases its parent's lock.
             lock = FileLock(path, mode=0o600, poll_interval=_POLL_S, fallback_to_soft=False)
-            lock.acquire(timeout=-1 if self.timeout_s is None else self.timeout_s)
+            if self.timeout_s is None:
+                _wait_for_ever(lock, name)
+            else:
+                lock.acquire(timeout=self.timeout_s)
         except Timeout:
             raise LockTimeout(
                 f"no lock for {name} after {self.timeout_s:g} s: another process holds {path}. "
@@ -139,6 +146,20 @@ class KeyLocks:
             lock.release()
             raise _unavailable(path, "the file system has no flock")
         return lock
+
+
+def _wait_for_ever(lock: Any, name: str) -> None:
+    """Acquire, and say so if it takes long: who holds it may have been stopped, and never end."""
+    from filelock import Timeout  # noqa: PLC0415 - as above
+
+    try:
+        lock.acquire(timeout=_QUIET_S)
+    except Timeout:
+        LOGGER.warning(
+            "waiting for another process to build %s, for %g s so far; `fuser %s` tells which",
+            name, _QUIET_S, lock.lock_file,
+        )  # fmt: skip
+        lock.acquire(timeout=-1)
 
 
 def _unavailable(path: Path, reason: str) -> LockUnavailable:

@@ -54,7 +54,6 @@ class Dispatcher:
         self._aside: dict[Hashable, Callable[..., Any]] | None = {} if _closings else None
         # In mode background: what answered until something better was built.
         self._outgoing: dict[Hashable, Callable[..., Any]] = {}
-        self._retired: list[Callable[..., Any]] = []
         self._asked: dict[Hashable, int] = {}
         self._logged: set[tuple[str, str]] = set()
 
@@ -232,9 +231,8 @@ class Dispatcher:
             outgoing = self._outgoing.get(facts) if self._outgoing else None
             if outgoing is hit:  # a capture is under way: look again after it
                 return
-            if outgoing is not None:
-                # Graphs that captured it know its workspaces by their addresses only.
-                self._retired.append(self._outgoing.pop(facts))
+            if self._outgoing:
+                self._outgoing.pop(facts, None)
             self.table[facts] = hit
 
     def _log_once(self, call: Call, not_ready: NotReady) -> None:

@@ -30,6 +30,9 @@ _STATIC_SHARED_BYTES = 48 << 10  # above it a kernel must be allowed more, once 
 _SPARE_BARRIERS = 32  # launches of one executable that may be captured into graphs for free
 _ALIGNMENT = 256  # of each workspace within the buffer of a call
 
+# Barriers in graphs, which know their addresses only and may outlive what launched them.
+_captured: list[list[torch.Tensor]] = []
+
 # PTX type of a parameter -> struct format and, for integers, width in bits. A float given for an
 # .f32 must be packed as one: the bytes of a Python float, a double, would be read as garbage
 # without any error.
@@ -326,7 +329,11 @@ class Executable:
         spare ones are used up, one from the pool is zeroed by the graph at each replay.
         """
         if torch._C._cuda_isCurrentStreamCapturing():
-            return self._spare.pop() if self._spare else self._new_barriers()
+            if not self._spare:
+                return self._new_barriers()
+            barriers = self._spare.pop()
+            _captured.append(barriers)
+            return barriers
         if stream not in self._zeroed_by_stream:
             self._zeroed_by_stream[stream] = self._new_barriers()
         return self._zeroed_by_stream[stream]
@@ -334,15 +341,14 @@ class Executable:
     def _spare_barriers(self) -> list[list[torch.Tensor]]:
         if not self._zeroed or torch._C._cuda_isCurrentStreamCapturing():
             return []
-        # Graphs know addresses only: the memory stays with us. Each set begins at 16 bytes.
-        self._slabs = [
+        slabs = [  # each set begins at 16 bytes
             torch.zeros(
                 _SPARE_BARRIERS, math.ceil(n / 4) * 4, dtype=d, device=self._torch_device
             ).unbind()
             for n, d in self._zeroed
         ]
         torch.cuda.current_stream(self._torch_device).synchronize()  # zero before any replay
-        return [list(one) for one in zip(*self._slabs, strict=True)]
+        return [list(one) for one in zip(*slabs, strict=True)]
 
     def _new_barriers(self) -> list[torch.Tensor]:
         return [torch.zeros(n, dtype=d, device=self._torch_device) for n, d in self._zeroed]

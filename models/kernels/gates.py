@@ -15,6 +15,7 @@ import triton.language as tl
 from .operands import index_rows, load_operand, token_rows
 from .ptx import exp
 from .rounding import rounded
+from .silu import silu_for_bf16
 
 _TOKENS = ["S", "tiles", "x_b", "x_s"]
 _GATE = ["gate_b", "gate_r", "gate_p", "index_b", "index_s"]
@@ -143,8 +144,7 @@ def swiglu(
     """out = R(R(a / (1 + exp(-a))) * b); without EXACT rounded once.
 
     a, b: (T, D), rows a_t and b_t apart, of one dtype; out: contiguous. A program takes ROWS rows
-    by BLOCK channels. The division and exp are those of torch's silu on CUDA, bit for bit. Moves: a
-    and b once, out once.
+    by BLOCK channels. silu has the bits of torch's on CUDA. Moves: a and b once, out once.
     Grid: cdiv(T, ROWS) * cols, cols = cdiv(D, BLOCK).
     """
     D = (D // VEC) * VEC
@@ -157,7 +157,11 @@ def swiglu(
     av = tl.load(a + (row * ((a_t // VEC) * VEC) + c[None, :]), mask=valid, other=0.0)
     bv = tl.load(b + (row * ((b_t // VEC) * VEC) + c[None, :]), mask=valid, other=0.0)
     av = av.to(tl.float32)
-    if EXACT:  # noqa: SIM108  (what is no constexpr would be a select of both)
+    if dtype == tl.bfloat16:
+        av = silu_for_bf16(av, False)
+        if EXACT:
+            av = rounded(av, dtype)
+    elif EXACT:
         av = rounded(tl.div_rn(av, 1.0 + exp(-av)), dtype)
     else:
         av = av / (1.0 + exp(-av))

@@ -37,6 +37,7 @@ from .moments import (
     widen_again,
 )
 from .ptx import exp2, let_next_start, rsqrt, wait_for_previous
+from .rounding import rounded
 
 _STRIDES = ["rs_n", "rs_c", "rs_o", "inner"]
 
@@ -64,24 +65,6 @@ def _silu(s, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _round(v, DTYPE: tl.constexpr):
-    """fp32 rounded to DTYPE and back.
-
-    For bf16 by adding and taking away 1.5 * 2^16 times v's power of two, which rounds to nearest
-    even without a conversion instruction
-    (slow when not packed in pairs). The bound keeps inf and huge values from becoming NaN; fp32
-    subnormals stay unrounded.
-    """
-    if DTYPE == tl.bfloat16:  # noqa: SIM300  (a constexpr compares from the left)
-        power = (
-            tl.minimum(tl.abs(v), 1.2676506002282294e30).to(tl.int32, bitcast=True) & 0x7F800000
-        ).to(tl.float32, bitcast=True)
-        return tl.fma(power, -98304.0, tl.fma(power, 98304.0, v))
-    else:
-        return v.to(DTYPE).to(tl.float32)
-
-
-@triton.jit
 def _affine(mean, rstd, w, b):
     """Scale and shift that turn x into the normalised value, fused as aten fuses them."""
     scale = rstd * w.to(tl.float32)
@@ -104,10 +87,10 @@ def _activate(x, r, scale, shift, DTYPE: tl.constexpr, RES: tl.constexpr, EXACT:
     n = tl.fma(x, scale, shift)
     if RES != "none":
         if EXACT:
-            n = _round(n, DTYPE)
+            n = rounded(n, DTYPE)
         n = n + r.to(tl.float32)
     if EXACT:
-        n = _round(n, DTYPE)
+        n = rounded(n, DTYPE)
     return _silu(n, EXACT and tl.bfloat16 != DTYPE).to(DTYPE)
 
 

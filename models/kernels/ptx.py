@@ -31,9 +31,19 @@ if triton.knobs.runtime.interpret:
         return 1.0 / v
 
     @triton.jit
+    def reciprocal_of_any(v):
+        """1 / v."""
+        return 1.0 / v
+
+    @triton.jit
     def rsqrt(v):
         """1 / sqrt(v)."""
         return tl.rsqrt(v)
+
+    @triton.jit
+    def kept_narrow(v):
+        """v."""
+        return v
 
     @triton.jit
     def let_next_start():
@@ -72,10 +82,26 @@ else:
         )
 
     @triton.jit
+    def reciprocal_of_any(v):
+        """1 / v to 1 ulp, where the result is subnormal or v inf, too: four instructions."""
+        return tl.inline_asm_elementwise(
+            "rcp.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+    @triton.jit
     def rsqrt(v):
         """1 / sqrt(v) to 2 ulp for normal v: one instruction, where tl.rsqrt takes four."""
         return tl.inline_asm_elementwise(
             "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+    @triton.jit
+    def kept_narrow(v):
+        """v of 16 bits, in the half registers that it was loaded to: what is widened before and
+        after would be kept wide in between, in twice as many.
+        """
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [v], dtype=v.dtype, is_pure=False, pack=2
         )
 
     @triton.jit

@@ -13,6 +13,8 @@ FORMS = ("rms", "l2")
 MOST_CHANNELS = 1 << 14
 _DTYPES = ("bf16", "fp16", "fp32")
 _MOST_POSITIONS = 1 << 30  # counted in 32 bits; offsets have 64
+_HELD_BYTES = 128  # of x, that a thread holds in registers without spilling
+_MOST_PARTS = 16  # that a program holds: its code is as long
 
 
 def output(call: Call) -> TensorSpec:
@@ -68,8 +70,9 @@ def plan_channels(call: Call, params: Params, device: Device) -> Plan:
             "eps": call.eps,
             "root": sqrt(channels),
             "C": channels,
-            "CHANNELS": min(params["CHANNELS"], next_power_of_two(channels)),
+            "CHANNELS": params["CHANNELS"],
             "POSITIONS": params["POSITIONS"],
+            "HELD": _holds(params, call),
             "VEC": widest if common_power_of_two(widest, *runs) == widest else 1,
             "INNERMOST": innermost,
             "FORM": call.form,
@@ -81,53 +84,66 @@ def plan_channels(call: Call, params: Params, device: Device) -> Plan:
     return Plan(outputs={"out": output(call)}, launches=[launch], contiguous=copied)
 
 
-def _tile(params: Mapping[str, Any], call: Call) -> tuple[int, bool]:
-    """(Elements of a tile, whether it has all channels.)"""
-    channels = next_power_of_two(call.x.shape[1])
-    return min(params["CHANNELS"], channels) * params["POSITIONS"], params["CHANNELS"] >= channels
+def _per_thread(params: Mapping[str, Any]) -> float:
+    """Elements that a thread has of CHANNELS by POSITIONS."""
+    return params["CHANNELS"] * params["POSITIONS"] / (32 * params["num_warps"])
+
+
+def _holds(params: Mapping[str, Any], call: Call) -> bool:
+    """Whether a program holds all channels of its positions."""
+    parts = ceil(call.x.shape[1] / params["CHANNELS"])
+    held = parts * _per_thread(params) * ITEM_BYTES[call.x.dtype]
+    return parts <= _MOST_PARTS and held <= _HELD_BYTES
 
 
 def _where(params: Mapping[str, Any], asked: Problem) -> str | None:
     x: TensorSpec = asked.call.x
-    tile, whole = _tile(params, asked.call)
-    item, positions = ITEM_BYTES[x.dtype], params["POSITIONS"]
-    if whole != (params["CHANNELS"] == MOST_CHANNELS):
-        return "the same tile by another name"
+    item, channels = ITEM_BYTES[x.dtype], next_power_of_two(x.shape[1])
+    tile, size = params["CHANNELS"] * params["POSITIONS"], channels * params["POSITIONS"]
+    if params["CHANNELS"] > channels:
+        return f"{params['CHANNELS']} of {x.shape[1]} channels"
     if x.layout.startswith("channels_last"):
-        if not whole and 2 * x.shape[1] <= _HELD:
-            return "channels in parts that a program can hold"
-        if whole and tile > 16384:
-            return f"a tile of {tile} elements"
-    elif not 32 <= positions * item <= 256:
-        return f"runs of {positions * item} bytes"
-    per_thread = tile / (32 * params["num_warps"])
-    smallest = params["num_warps"] == 1 and tile <= 256
-    if not (1 if smallest else 16 // item) <= per_thread <= 32:
-        return f"{per_thread:g} elements a thread"
-    if tile < 1024 and x.numel // tile > 8 * asked.device.sm_count:
-        return f"programs of {tile} elements"
+        run, longest = params["CHANNELS"] * item, max(512, channels * item // 8)
+        shortest = min(256, channels * item)
+    else:
+        run, longest = params["POSITIONS"] * item, 256
+        shortest = 64 if channels < _MANY else 32
+    if not shortest <= run <= longest:
+        return f"runs of {run} bytes"
+    smallest = params["num_warps"] == 1 and tile <= 256 and params["CHANNELS"] == channels
+    if not smallest and _per_thread(params) * item not in {VECTOR_BYTES, 2 * VECTOR_BYTES}:
+        return f"{_per_thread(params):g} elements a thread at a time"
+    if not _holds(params, asked.call) and (channels <= _MANY or tile < 2048):
+        return "channels read twice"
+    if size < 1024 and x.numel // size > 8 * asked.device.sm_count:
+        return f"programs of {size} elements"
     return None
 
 
 def _default(asked: Problem) -> dict[str, Any]:
-    """32 elements a thread; runs of 64 bytes, or whole positions of channels that are innermost."""
+    """16 bytes a thread at a time. Runs of 64 bytes, as few warps as hold all channels; where
+    channels are innermost, an eighth of them at a time, 4 warps. Of more than can be held, 8 warps.
+    """
     x: TensorSpec = asked.call.x
-    channels = next_power_of_two(x.shape[1])
-    if x.layout.startswith("channels_last"):
-        positions = max(2, min(128, 2048 // channels))
-    else:
-        positions = 64 // ITEM_BYTES[x.dtype]
-    held = channels * positions <= _HELD
-    tile = (channels if held else _PART) * positions
-    return {
-        "CHANNELS": MOST_CHANNELS if held else _PART,
-        "POSITIONS": positions,
-        "num_warps": max(1, min(16, tile // 1024)),
-    }
+    item, channels = ITEM_BYTES[x.dtype], next_power_of_two(x.shape[1])
+    innermost = x.layout.startswith("channels_last")
+    positions = (64 if channels < _MANY else 32) // item
+
+    def tile(warps: int) -> dict[str, Any]:
+        elements = 32 * warps * VECTOR_BYTES // item
+        if innermost:
+            eighth = min(channels, 1024 // item, max(256 // item, channels // 8))
+            sizes = {"CHANNELS": eighth, "POSITIONS": max(2, elements // eighth)}
+        else:
+            sizes = {"CHANNELS": min(channels, elements // positions), "POSITIONS": positions}
+        return {**sizes, "num_warps": warps}
+
+    needed = channels * positions * item // (32 * _HELD_BYTES)
+    preferred = tile(4 if innermost else max(1, min(16, needed)))
+    return preferred if _holds(preferred, asked.call) else tile(8)
 
 
-_PART = 128  # channels at a time, of more than a program holds
-_HELD = 16384  # elements that 16 warps hold without spilling
+_MANY = 1024  # channels, from which on holding them all wants narrow runs
 
 CHANNELS = (
     Variant(
@@ -135,7 +151,7 @@ CHANNELS = (
         plan=plan_channels,
         space=Space(
             {
-                "CHANNELS": [_PART, MOST_CHANNELS],
+                "CHANNELS": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
                 "POSITIONS": [2, 4, 8, 16, 32, 64, 128],
                 "num_warps": [1, 2, 4, 8, 16],
             },

@@ -61,9 +61,9 @@ def _per_sample(call: Call) -> TensorSpec:
     selects=("rounding", "numerics"),
     implied={"y": lambda call: TensorSpec(call.x.dtype, call.x.shape), "gate": _per_sample},
     bucket=_residual_bucket,
-    reach=lambda call: reach_tokens(call, ["x", "y"], ["gate"]),
-    probes=lambda call: probe_tokens(call, ["gate"], _residual_bucket),
-    smaller=lambda call: smaller_tokens(call, ["gate"], _residual_bucket),
+    reach=reach_tokens,
+    probes=lambda call: probe_tokens(call, _residual_bucket),
+    smaller=lambda call: smaller_tokens(call, _residual_bucket),
     below={"index": lambda call: table_rows(call, ["gate"])},
 )
 def gate_residual(
@@ -122,9 +122,9 @@ def _head_bucket(call: Call) -> Call:
     check=_check_heads,
     selects=("numerics",),
     bucket=_head_bucket,
-    reach=lambda call: reach_tokens(call, ["x", "logits"], []),
-    probes=lambda call: probe_tokens(call, [], _head_bucket),
-    smaller=lambda call: smaller_tokens(call, [], _head_bucket),
+    reach=reach_tokens,
+    probes=lambda call: probe_tokens(call, _head_bucket),
+    smaller=lambda call: smaller_tokens(call, _head_bucket),
 )
 def head_gate(x: Tensor, logits: Tensor, *, numerics: str = "exact") -> Tensor:
     """x * 2 * sigmoid(logits), a factor for each head: logits of 0 leave x as it is.

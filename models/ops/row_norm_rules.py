@@ -20,13 +20,13 @@ from .modulation import (
     table_rows,
 )
 from .row_norm_variants import WIDEST, outputs
+from .token_calls import probe_tokens, reach_tokens, smaller_tokens
 
 NATIVE = (*ROUNDINGS, "native")
 """The roundings of the norms of Z-Image; without `native` those of all others."""
 
 _OPERANDS = ("gate", "scale", "shift", "scale2", "shift2")
 _GROUPS = (("gate",), ("scale", "shift"), ("scale2", "shift2"))
-_SMALLEST_TUNED = 1 << 24  # elements of x, below which a card's caches would flatter a bucket
 
 
 def rules(
@@ -48,9 +48,9 @@ def rules(
         "selects": ("rounding", "numerics"),
         "implied": implied,
         "bucket": _bucket,
-        "reach": _reach,
-        "probes": _probes,
-        "smaller": _smaller,
+        "reach": reach_tokens,
+        "probes": lambda call: probe_tokens(call, _bucket),
+        "smaller": lambda call: smaller_tokens(call, _bucket),
         "lowers": lowers,
         **(
             {}
@@ -143,46 +143,6 @@ def _cost(call: Call) -> Cost:
 def _bucket(call: Call) -> Call:
     if len(call.x.shape) == 3:
         return bucket_tokens(call, _OPERANDS)
-    tokens = next_power_of_two(call.x.numel // call.x.shape[-1])
-    return call.replace(x=TensorSpec(call.x.dtype, (tokens, call.x.shape[-1])))
-
-
-def _reach(call: Call) -> list[Call]:
-    """x may be misaligned: a view that begins anywhere."""
-    return [call, call.replace(x=call.x.like(aligned=False, strides=call.x.strides))]
-
-
-def _probes(call: Call) -> list[Call]:
-    """As few tokens as the bucket has: the last tile is as empty as can be."""
-    tokens = call.x.shape[-2] // 2 + 1
-    return [_with_tokens(call, tokens)] if tokens > 2 and _shrinks(call) else []
-
-
-def _smaller(call: Call) -> Call | None:
-    """Half the tokens, down to where a card's caches would flatter it."""
-    if call.x.numel < _SMALLEST_TUNED or not _shrinks(call):
-        return None
-    return _bucket(_with_tokens(call, call.x.shape[-2] // 2))
-
-
-def _shrinks(call: Call) -> bool:
-    """Whether another number of tokens makes sense: not with a row for each frame."""
-    frames = {call[n].shape[1] for n in _OPERANDS if call.get(n) and len(call[n].shape) == 3}
-    return len(call.x.shape) > 1 and frames <= {1, call.x.shape[-2]}
-
-
-def _with_tokens(call: Call, tokens: int) -> Call:
-    changes: dict[str, TensorSpec] = {}
-    for name, spec in call.tensors.items():
-        if name == "index":
-            changes[name] = TensorSpec(spec.dtype, (*spec.shape[:-1], tokens))
-        elif _by_token(name, spec, call.x):
-            shape = (*spec.shape[:-2], tokens, spec.shape[-1])
-            changes[name] = TensorSpec(spec.dtype, shape)
-    return call.replace(**changes)
-
-
-def _by_token(name: str, spec: TensorSpec, x: TensorSpec) -> bool:
-    """Whether a tensor has a row for each token of x."""
-    rows = len(spec.shape) > 1 and spec.shape[-2:] == x.shape[-2:]
-    return rows and (name in ("x", "y") or len(spec.shape) == 3)
+    plain = {name: TensorSpec(spec.dtype, spec.shape) for name, spec in call.tensors.items()}
+    rows = next_power_of_two(call.x.numel // call.x.shape[-1]), call.x.shape[-1]
+    return call.replace(**{**plain, "x": TensorSpec(call.x.dtype, rows)})

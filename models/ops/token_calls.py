@@ -1,78 +1,85 @@
 """Calls of a bucket of tokens: those that reach its other binaries, and those at which its binaries
-are checked. For ops over x (B, S, D) and what lies beside it, token by token or as an operand.
+are checked. For ops over x (B, S, D) and what lies beside it: token by token, with a row for each
+frame or sample, or once for all. An `index` names a row for each token. x may have other dimensions
+where only vectors lie beside it: (…, D) are then so many rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from ...jit.sign import Call, TensorSpec
-from .operands import vector_width
 
 _SMALLEST_TUNED = 1 << 24  # elements
 
 
-def reach_tokens(call: Call, tokens: Sequence[str], operands: Sequence[str]) -> list[Call]:
+def reach_tokens(call: Call) -> list[Call]:
     """Calls of the bucket of `call` (a bucket's own) that reach its other classes.
 
     x, or all of the tensors, may begin between 16-byte boundaries, as slices of an odd width do;
-    and strides may leave nothing to vectorise.
+    and strides may leave nothing to vectorise. An index is nobody's slice.
     """
-    present = [name for name in (*tokens, *operands) if call.get(name) is not None]
-    found = [call]
-    for names in (tokens[:1], present):
-        found.append(call.replace(**{name: _unaligned(call[name]) for name in names}))
-    if vector_width(call, tokens, operands) > 1:
-        found.append(call.replace(x=_gapped(call.x)))
-    return list(dict.fromkeys(found))
+    anywhere = {n: _unaligned(spec) for n, spec in call.tensors.items() if n != "index"}
+    found = [call.replace(x=anywhere["x"]), call.replace(**anywhere)]
+    return list(dict.fromkeys([call, *found, call.replace(x=_gapped(call.x))]))
 
 
-def probe_tokens(
-    call: Call, operands: Sequence[str], bucket_of: Callable[[Call], Call]
-) -> list[Call]:
+def probe_tokens(call: Call, bucket_of: Callable[[Call], Call]) -> list[Call]:
     """The longest and about the shortest call that share the bucket of `call`.
 
     The shortest has an odd number of tokens if it can: its last tiles are partly empty.
     """
     bucket = bucket_of(call)
-    longest = bucket.x.shape[1]
-    frames = max((_frames(bucket, name) for name in operands), default=1)
-    fewer = frames // 2 + 1 if frames > 1 else 1
-    each = longest // 2 // fewer + 1
-    each += 1 if each % 2 == 0 and fewer * (each + 1) <= longest else 0
+    longest, frames = _tokens(bucket.x), _frames(bucket)
+    fewer = _fewer({*frames.values(), longest})
+    fewer_frames = {name: fewer[count] for name, count in frames.items()}
     probes = [
-        _of_tokens(call, operands, n, f) for n, f in ((longest, frames), (fewer * each, fewer))
+        _of_tokens(call, longest, frames),
+        _of_tokens(call, fewer[longest], fewer_frames),
     ]
-    plain = all(spec.layout == "contiguous" for spec in call.tensors.values())
-    return [p for p in probes if plain and bucket_of(p) == bucket]
+    return [probe for probe in probes if bucket_of(probe) == bucket]
 
 
-def smaller_tokens(
-    call: Call, operands: Sequence[str], bucket_of: Callable[[Call], Call]
-) -> Call | None:
+def _fewer(counts: Iterable[int]) -> dict[int, int]:
+    """For each of different powers of two a bit more than its half, odd if it can be; each of them
+    divides the next, as frames and tokens have to.
+    """
+    fewer, step = {}, 1
+    for count in sorted(counts):
+        times = count // 2 // step + 1
+        times += 1 if times % 2 == 0 and step * (times + 1) <= count else 0
+        step *= times
+        fewer[count] = step
+    return fewer
+
+
+def smaller_tokens(call: Call, bucket_of: Callable[[Call], Call]) -> Call | None:
     """The bucket of half the tokens, down to where a card's caches would flatter it."""
-    x: TensorSpec = call.x
-    frames = max((_frames(call, name) for name in operands), default=1)
-    if x.numel < _SMALLEST_TUNED or x.shape[1] < 4:
+    tokens = _tokens(call.x)
+    if call.x.numel < _SMALLEST_TUNED or tokens < 4:
         return None
-    half = x.shape[1] // 2
-    return bucket_of(_of_tokens(call, operands, half, min(frames, half)))
+    return bucket_of(_of_tokens(call, tokens // 2, {}))
 
 
-def _frames(call: Call, name: str) -> int:
-    spec: TensorSpec | None = call.get(name)
-    return spec.shape[1] if spec is not None and len(spec.shape) == 3 else 1
+def _tokens(x: TensorSpec) -> int:
+    return x.shape[1] if len(x.shape) == 3 else x.numel // x.shape[-1]
 
 
-def _of_tokens(call: Call, operands: Sequence[str], tokens: int, frames: int) -> Call:
-    """The call with other numbers of tokens and of frames."""
+def _frames(call: Call) -> dict[str, int]:
+    """The number of frames of each operand that has a row for each of several."""
+    tokens, tensors = _tokens(call.x), call.tensors.items()
+    return {n: s.shape[1] for n, s in tensors if len(s.shape) == 3 and 1 < s.shape[1] < tokens}
+
+
+def _of_tokens(call: Call, tokens: int, frames: Mapping[str, int]) -> Call:
+    """The call with so many tokens, and as many frames as `frames` says."""
     x: TensorSpec = call.x
+    if len(x.shape) != 3:
+        return call.replace(x=x.like(shape=(tokens, x.shape[-1])))
     changes: dict[str, TensorSpec] = {}
     for name, spec in call.tensors.items():
-        if name in operands:
-            if _frames(call, name) > 1:
-                rows = tokens if spec.shape[1] == x.shape[1] else frames
-                changes[name] = spec.like(shape=(spec.shape[0], rows, spec.shape[2]))
-        elif len(spec.shape) > 1 and spec.shape[1] == x.shape[1]:
-            changes[name] = spec.like(shape=(spec.shape[0], tokens, *spec.shape[2:]))
+        by_token = name == "index" or (len(spec.shape) == 3 and spec.shape[1] == x.shape[1])
+        if by_token or name in frames:
+            rows = tokens if by_token else frames[name]
+            changes[name] = spec.like(shape=(spec.shape[0], rows, *spec.shape[2:]))
     return call.replace(**changes)
 
 
@@ -81,6 +88,6 @@ def _unaligned(spec: TensorSpec) -> TensorSpec:
 
 
 def _gapped(spec: TensorSpec) -> TensorSpec:
-    """The same with one element between its rows."""
-    _, tokens, width = spec.shape
-    return spec.like(strides=(tokens * (width + 1), width + 1, 1))
+    """The same, contiguous as it is, with one element between its rows."""
+    width = spec.shape[-1]
+    return spec.like(strides=(*(s // width * (width + 1) for s in spec.strides[:-1]), 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 import pytest
+from jitd.cache import locks as locks_module
 from jitd.cache.errors import LockOrderError, LockTimeout, LockUnavailable
 from jitd.cache.keys import KINDS, Key
 from jitd.cache.locks import ORDER, KeyLocks
@@ -88,6 +89,38 @@ def test_a_waiter_gets_the_lock_of_a_killed_holder(root: Path, spawn: Callable) 
     child.kill()
     assert taken.wait(30)
     waiter.join(30)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the module has logged a warning."""
+    event = threading.Event()
+    warn = locks_module.LOGGER.warning
+    monkeypatch.setattr(locks_module.LOGGER, "warning", lambda *a: (warn(*a), event.set()))
+    return event
+
+
+def test_a_long_wait_is_said_and_goes_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, said: threading.Event, caplog: Any
+) -> None:
+    """Who waits for a process that was stopped learns of what, and gets the lock in the end."""
+    monkeypatch.setattr("jitd.cache.locks._QUIET_S", 0.05)
+    taken = threading.Event()
+
+    def wait() -> None:
+        with KeyLocks(root).hold(KEY):
+            taken.set()
+
+    waiter = threading.Thread(target=wait)
+    with KeyLocks(root).hold(KEY):
+        waiter.start()
+        assert said.wait(30)
+        assert not taken.is_set()
+    assert taken.wait(30)
+    waiter.join(30)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "waiting for another process to build winner/silu" in message
+    assert "winner-" in message.rpartition("fuser")[2]
 
 
 def test_threads_exclude_each_other(root: Path) -> None:

@@ -1,5 +1,6 @@
 """CUDA graphs, streams and threads: what runs at once, and what is captured."""
 
+import gc
 import threading
 
 import jitd
@@ -26,18 +27,28 @@ def inputs(op, count, **how):
     return made
 
 
+@pytest.fixture
+def with_barrier(workers, builder):
+    """Makes an executable whose programs wait for one another."""
+    call = call_of(SILU, [*inputs(SILU, 1)[0], GROUPS])
+
+    def made():
+        for config in SILU.configs(call, builder.device)[0]:
+            launches = config.plan(call, builder.device).launches
+            if any(launch.cooperative for launch in launches):
+                return executable(workers, builder, SILU, config, call)
+        return pytest.skip("no variant has a barrier between programs")
+
+    return made
+
+
 @pytest.fixture(params=["tuned", "barrier"])
-def run(request, workers, builder):
+def run(request, with_barrier):
     """The op as it is tuned, and a config of it whose programs wait for one another."""
     if request.param == "tuned":
         function = FUNCTIONS[SILU.name]
         return lambda *tensors: function(*tensors, GROUPS)
-    call = call_of(SILU, [*inputs(SILU, 1)[0], GROUPS])
-    for config in SILU.configs(call, builder.device)[0]:
-        launches = config.plan(call, builder.device).launches
-        if any(launch.cooperative for launch in launches):
-            return executable(workers, builder, SILU, config, call)
-    pytest.skip("no variant has a barrier between programs")
+    return with_barrier()
 
 
 def test_a_graph_captured_cold_has_the_reference(cold):
@@ -88,6 +99,27 @@ def test_strict_names_the_package_of_an_op_from_outside(cold):
     jitd.configure(mode="strict")
     with pytest.raises(ColdKernelError, match=r"jitctl warmup --import outside\.ops --signature"):
         scale(torch.ones(7, device="cuda"))
+
+
+def test_a_graph_outlives_what_it_captured(with_barrier):
+    """When an executable is gone, as after `configure`, the memory of the barriers that a graph has
+    of it is given to nobody else: the graph replays, and changes nothing but its result."""
+    [tensors] = inputs(SILU, 1)
+    run = with_barrier()
+    run(*tensors)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(*tensors)
+    del run
+    gc.collect()
+    others = [torch.full((128,), 7, dtype=torch.int32, device="cuda") for _ in range(4096)]
+    for seed in range(2):
+        tensors[0].normal_(generator=torch.Generator("cuda").manual_seed(seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out, SILU.reference(*tensors, GROUPS), rtol=2e-2, atol=2e-2)
+    assert all(bool((other == 7).all()) for other in others)
 
 
 def test_many_calls_in_one_graph(run):

@@ -118,6 +118,23 @@ def test_with_eagers_statistics_every_bit_is_eagers(text):
         assert float(off.max()) == 0.0, f"{int((off > 0).sum())} of {off.numel()} differ"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_silu_has_eagers_bits_for_every_number(dtype):
+    """Channels of ones, normalised to ones, times every number there is of 16 bits; and swiglu."""
+    jitd.configure(mode="replay")
+    numbers = torch.arange(1 << 16, dtype=torch.int32, device="cuda").to(torch.int16).view(dtype)
+    x = torch.ones(1, 1024, 64, dtype=dtype, device="cuda")
+    for weight in numbers.split(1024):
+        out = channel_norm.channel_rms_norm_silu(x, weight.contiguous(), eps=0.0)[0, :, 0]
+        want = torch.nn.functional.silu(weight)
+        same = (out == want) | (out.isnan() & want.isnan())
+        assert same.all(), (weight[~same], out[~same], want[~same])
+    a = numbers.view(64, 1024)
+    out, want = gates.swiglu(a, torch.ones_like(a)), torch.nn.functional.silu(a)
+    assert ((out == want) | (out.isnan() & want.isnan())).all()
+    assert answered_by_kernels()
+
+
 @pytest.mark.parametrize("text", ALL)
 def test_whole_ops_are_as_right_as_eager(text, record_property):
     """Over random inputs errors are within the verifier's bound of float64; few bits are not

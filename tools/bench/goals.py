@@ -225,6 +225,7 @@ MODELS: Sequence[OpTarget] = (
             ("1x512x16x64x96, channels last", "bf16](1x512x16x64x96:channels_last_3d"),
             ("1x384x1x96x160, Wan", "bf16](1x384x1x96x160, weight=bf16 384, form=l2"),
             ("1x96x4x384x640, Wan", "bf16](1x96x4x384x640, weight=bf16 96, form=l2"),
+            ("1x96x4x384x640, Wan fp32", "fp32](1x96x4x384x640, weight=fp32 96, form=l2"),
         )
     ),
 )
