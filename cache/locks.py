@@ -156,7 +156,7 @@ def _wait_for_ever(lock: Any, name: str) -> None:
         lock.acquire(timeout=_QUIET_S)
     except Timeout:
         LOGGER.warning(
-            "waiting for another process to build %s, for %g s so far; `fuser %s` tells which",
+            "waiting for whoever holds the lock of %s, for %g s so far; `fuser %s` tells who",
             name, _QUIET_S, lock.lock_file,
         )  # fmt: skip
         lock.acquire(timeout=-1)

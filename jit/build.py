@@ -394,6 +394,13 @@ class Builder:
             if config.name not in known:
                 self._compiling(op, config, bucket)
 
+    def prefetch_winner(self, op: Op, calls: Sequence[Call]) -> None:
+        """Start compiling what the winner of these calls' bucket needs for them."""
+        for call in calls:
+            config = self.winner(op, call)
+            if config is not None:
+                self._compiling(op, config, call)
+
     # -- parts --------------------------------------------------------------------------------
 
     def binaries(self, op: Op, plan: Plan, call: Call) -> list[Binary]:

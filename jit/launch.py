@@ -30,7 +30,8 @@ _STATIC_SHARED_BYTES = 48 << 10  # above it a kernel must be allowed more, once 
 _SPARE_BARRIERS = 32  # launches of one executable that may be captured into graphs for free
 _ALIGNMENT = 256  # of each workspace within the buffer of a call
 
-# Barriers in graphs, which know their addresses only and may outlive what launched them.
+# Barriers in graphs, which know their addresses only and may outlive what launched them: they are
+# never freed.
 _captured: list[list[torch.Tensor]] = []
 
 # PTX type of a parameter -> struct format and, for integers, width in bits. A float given for an
@@ -329,9 +330,10 @@ class Executable:
         spare ones are used up, one from the pool is zeroed by the graph at each replay.
         """
         if torch._C._cuda_isCurrentStreamCapturing():
-            if not self._spare:
+            try:
+                barriers = self._spare.pop()
+            except IndexError:
                 return self._new_barriers()
-            barriers = self._spare.pop()
             _captured.append(barriers)
             return barriers
         if stream not in self._zeroed_by_stream:

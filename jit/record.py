@@ -1,11 +1,12 @@
 """Recording which signatures a run asks for."""
 
+import errno
 import json
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,17 @@ class Workload:
     def save(self, path: str | Path) -> None:
         """Write a JSON file that `Workload.load` and `jitctl warmup --workload` read.
 
-        Written aside and renamed: whoever reads it meanwhile has the old one or the new one.
+        Written aside and renamed: whoever reads it meanwhile has the old one or the new one. Raises
+        OSError that names `path`, and the one before is left.
         """
         data: dict[str, Any] = {"format": FORMAT, "counts": self.counts}
         if self.marks:
             data["marks"] = True
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            aside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+            _write(Path(path), json.dumps(data, indent=1) + "\n")
+        except OSError as error:
+            what = _why_not_saved(Path(path), error)
+            raise OSError(error.errno, what, str(path)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Workload":
@@ -91,6 +91,31 @@ class Workload:
         for path in paths:
             together.update(cls.load(path))
         return together
+
+
+def _write(target: Path, text: str) -> None:
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(target)
+    finally:
+        with suppress(OSError):  # where nothing could be written, that error tells more
+            aside.unlink(missing_ok=True)
+
+
+def _why_not_saved(target: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.EISDIR:
+            why = "this is a folder; name a file in it"
+        case errno.ENOENT:
+            why = f"make its folder {target.parent} first"
+        case errno.ENOTDIR:
+            why = f"{target.parent} is no folder; name another place"
+        case _:
+            why = f"{error.strerror or error}; make that possible, or name another place"
+    return f"the workload was not saved: {why}"
 
 
 def _read(text: str) -> Workload:

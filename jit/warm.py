@@ -67,7 +67,8 @@ class Progress:
 
     changed: Callable[["Progress"], None] = lambda progress: None
     signature: str = ""
-    done: int = 0  # buckets, or binaries where nothing is tuned
+    doing: Literal["tuning", "checking"] = "tuning"  # where something is tuned
+    done: int = 0  # buckets that are tuned, or binaries where nothing is
     total: int = 0
     step: int = 0  # candidates checked of the signature under way
     steps: int = 0
@@ -104,6 +105,9 @@ def warm(
 
     What is done stays done if it is interrupted: every winner is stored as it is found, every
     timing as it is made. Of several processes that warm one card the first does the work.
+
+    While one bucket is tuned, what reaches the other classes of those before it is compiled; it is
+    checked when all are tuned.
     """
     builder.tuner().start()
     wanted = buckets(workload)
@@ -116,10 +120,14 @@ def warm(
         builder.on_progress = lambda what, done, total: progress.update(step=done, steps=total)
         for index, bucket in enumerate(wanted):
             progress.update(signature=bucket.signature, done=index, step=0, steps=0)
-            rows.append(_warmed(builder, bucket, again))
+            rows.append(_tuned(builder, bucket, again))
+        progress.update(done=len(wanted), doing="checking", step=0, steps=0)
+        for index, bucket in enumerate(wanted):
+            progress.update(signature=bucket.signature)
+            rows[index] = _checked(builder, bucket, rows[index])
         builder.artifacts.drop_candidates({bucket.op.name for bucket in wanted})
         builder.artifacts.forget()
-    progress.update(done=len(wanted), signature="")
+    progress.update(signature="")
     return rows
 
 
@@ -180,23 +188,37 @@ def compile_for(
     return rows
 
 
-def _warmed(builder: Builder, bucket: Bucket, again: Again) -> Row:
+def _tuned(builder: Builder, bucket: Bucket, again: Again) -> Row:
+    """Tune a bucket if need be, and start compiling what reaches its other classes."""
     op, call = bucket.op, bucket.call
     tuning = to_tune(builder, bucket, again)
-    row = Row(bucket.signature, bucket.calls)
+    row = Row(bucket.signature, bucket.calls, status="tuned" if tuning else "known")
     try:
         if tuning:
             builder.tune_again(op, call, fresh=again != "missing")
+    except NotReady as not_ready:
+        return replace(row, status="failed", detail=str(not_ready))
+    builder.prefetch_winner(op, op.reach(call))
+    return row
+
+
+def _checked(builder: Builder, bucket: Bucket, row: Row) -> Row:
+    """Check every class of a bucket that is tuned, and say what is known of it."""
+    op, call = bucket.op, bucket.call
+    if row.status == "failed":
+        return row
+    try:
         for reached in (call, *op.reach(call)):
             builder.get_or_build(op, reached, "tune")
     except NotReady as not_ready:
-        return replace(row, detail=str(not_ready))
+        return replace(row, status="failed", detail=str(not_ready))
     record = builder.store.get(builder.tuning_key(op, call))
     if record is None:
-        return replace(row, detail="tuned, but the cache could not keep the winner")
+        return replace(
+            row, status="failed", detail="tuned, but the cache could not keep the winner"
+        )
     times = {name: record.body[name] for name in ("us", "floor_us", "eager_us")}
-    status: Status = "tuned" if tuning else "known"
-    return replace(row, config=record.body["config"], status=status, **times)
+    return replace(row, config=record.body["config"], **times)
 
 
 def worth_compiling(

@@ -14,7 +14,7 @@ def silu_for_bf16(n, BOUNDED: tl.constexpr):
     for every n of bf16: no silu of theirs comes so near to the middle between two numbers
     (tests/models/ops/test_channel_norm.py, and all 65,536 of them in tests/gpu/test_signed.py).
 
-    BOUNDED: n is above -80; the inverse then takes one instruction instead of four.
+    BOUNDED: n is above -80, say; the inverse then takes one instruction instead of four.
     """
     d = 1.0 + exp2(n * -_LOG2_E)
     if BOUNDED:

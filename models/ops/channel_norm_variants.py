@@ -104,10 +104,10 @@ def _where(params: Mapping[str, Any], asked: Problem) -> str | None:
         return f"{params['CHANNELS']} of {x.shape[1]} channels"
     if x.layout.startswith("channels_last"):
         run, longest = params["CHANNELS"] * item, max(512, channels * item // 8)
-        shortest = min(256, channels * item)
+        shortest, most = min(256, channels * item), 128
     else:
         run, longest = params["POSITIONS"] * item, 256
-        shortest = 64 if channels < _MANY else 32
+        shortest, most = 64 if channels < _MANY else 32, 256 // item
     if not shortest <= run <= longest:
         return f"runs of {run} bytes"
     smallest = params["num_warps"] == 1 and tile <= 256 and params["CHANNELS"] == channels
@@ -115,14 +115,14 @@ def _where(params: Mapping[str, Any], asked: Problem) -> str | None:
         return f"{_per_thread(params):g} elements a thread at a time"
     if not _holds(params, asked.call) and (channels <= _MANY or tile < 2048):
         return "channels read twice"
-    if size < 1024 and x.numel // size > 8 * asked.device.sm_count:
+    if size < min(1024, channels * most) and x.numel // size > 8 * asked.device.sm_count:
         return f"programs of {size} elements"
     return None
 
 
 def _default(asked: Problem) -> dict[str, Any]:
     """16 bytes a thread at a time. Runs of 64 bytes, as few warps as hold all channels; where
-    channels are innermost, an eighth of them at a time, 4 warps. Of more than can be held, 8 warps.
+    channels are innermost, an eighth of them at a time, 4 warps. Of more than can be held, 16.
     """
     x: TensorSpec = asked.call.x
     item, channels = ITEM_BYTES[x.dtype], next_power_of_two(x.shape[1])
@@ -133,14 +133,14 @@ def _default(asked: Problem) -> dict[str, Any]:
         elements = 32 * warps * VECTOR_BYTES // item
         if innermost:
             eighth = min(channels, 1024 // item, max(256 // item, channels // 8))
-            sizes = {"CHANNELS": eighth, "POSITIONS": max(2, elements // eighth)}
+            sizes = {"CHANNELS": eighth, "POSITIONS": min(128, max(2, elements // eighth))}
         else:
             sizes = {"CHANNELS": min(channels, elements // positions), "POSITIONS": positions}
         return {**sizes, "num_warps": warps}
 
     needed = channels * positions * item // (32 * _HELD_BYTES)
     preferred = tile(4 if innermost else max(1, min(16, needed)))
-    return preferred if _holds(preferred, asked.call) else tile(8)
+    return preferred if _holds(preferred, asked.call) else tile(16)
 
 
 _MANY = 1024  # channels, from which on holding them all wants narrow runs

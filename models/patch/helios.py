@@ -4,8 +4,9 @@ The stock transformer gives every block modulation parameters of every token, (B
 in bf16 for the 11040 tokens of a 384x640 chunk, which each block makes 1.36 GB in fp32 of, twice.
 They are two rows: that of history and that of the chunk. Nobody can tell from a tensor of S rows
 which are alike without waiting for the device; whoever makes it knows. So the transformer has a
-recipe, too, which calls no op but hands patched blocks rows and an index instead. All others, and
-a patched block that leaves a call to its stock forward, get what diffusers would give them.
+recipe, too, which calls no op but hands patched blocks rows and an index instead. All others,
+those with a hook or a forward of somebody else's around ours, and a patched block that leaves a
+call to its stock forward, get what diffusers would give them: one tensor for all blocks.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from ..helios.rope import averaged, rotary_table
 from ..helios.sequence import Older, joined, modulation_rows, pixels
 from ..helios.transformer import last_norm
 from .helios_attention import ATTENTION
-from .recipe import DTYPES, Recipe, is_patched, name_of, numerics
+from .hooks import is_only_moved, is_ours
+from .recipe import DTYPES, Recipe, name_of, numerics
 
 __all__ = ["RECIPES"]
 
@@ -73,8 +75,13 @@ def _transformer(
     embedded, rows, text = module.condition_embedder(timestep, encoder_hidden_states)
     told = modulation_rows(rows.unflatten(-1, (6, -1)), of_history, stream)
     x, text, current = stream.x, text.contiguous(), stream.x.shape[1] - stream.history
+    spread = None
     for block in module.blocks:
-        temb = told if is_patched(block) else _spread(told)
+        temb: Any = told
+        if not _takes_rows(block):
+            if spread is None:
+                spread = _by_token(told, x.shape[1], rows.dtype)
+            temb = spread
         x = block(x, text, temb, stream.table, current)
     x = module.proj_out(module.norm_out(x, embedded.unsqueeze(1), current))
     out = pixels(x, stream.grid, module.config.patch_size)
@@ -93,8 +100,26 @@ def _table(rope: Any, frames: Tensor, height: int, width: int, window: int) -> T
     return averaged(table, window)
 
 
+def _takes_rows(block: nn.Module) -> bool:
+    """Whether what the transformer gives this block goes to our forward as it is: a hook, or a
+    forward of somebody else's around ours, expects what diffusers gives. Offloading and caches do
+    not look at it.
+    """
+    own = block.__dict__
+    if own["_forward_pre_hooks"] or own["_forward_hooks"]:
+        return False
+    return is_ours(own.get("forward")) or is_only_moved(block)
+
+
+def _by_token(told: Rows, tokens: int, dtype: torch.dtype) -> Tensor:
+    """Modulation parameters as the stock transformer gives them to a block: (B, S, 6, D), in the
+    dtype in which they were made; a view where all tokens of a sample have the same."""
+    rows, index = told[0].to(dtype), told[1]
+    return rows.unsqueeze(1).expand(-1, tokens, -1, -1) if index is None else rows[index.long()]
+
+
 def _spread(told: Rows) -> Tensor:
-    """Modulation parameters as a stock block takes them: by token, or by sample."""
+    """Modulation parameters that a stock block takes: by token, or by sample."""
     rows, index = told
     return rows if index is None else rows[index.long()]
 
@@ -144,6 +169,8 @@ def _block(
     else:
         # By token or by sample. A sum with an fp32 table widens in the same pass.
         index = None
+        if temb.ndim == 4 and temb.stride(1) == 0:
+            temb = temb[:, 0]  # of a sample, spread over its tokens by a view
         rows = temb if module.scale_shift_table.dtype == torch.float32 else temb.float()
 
     def attn1(x: Tensor) -> Tensor:

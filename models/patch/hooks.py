@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["counts_calls", "has_hook", "is_ours", "is_stock", "place_of_forward"]
+__all__ = ["counts_calls", "has_hook", "is_only_moved", "is_ours", "is_stock", "place_of_forward"]
 
 
 def place_of_forward(module: nn.Module) -> tuple[object, str] | None:
@@ -53,6 +53,20 @@ def has_hook(module: nn.Module) -> bool:
         return True
     forward = own.get("forward")
     return forward is not None and not is_stock(forward, module) and not is_ours(forward)
+
+
+def is_only_moved(module: nn.Module) -> bool:
+    """Whether all hooks on a module whose forward is ours are accelerate's and diffusers' own,
+    which bring weights or skip a call and do not look into what is not a tensor.
+    """
+    own = module.__dict__
+    place = place_of_forward(module)
+    if place is None or not is_ours(vars(place[0]).get(place[1])):
+        return False
+    given = own.get("_hf_hook")
+    hooks = [*getattr(given, "hooks", [given]), *_diffusers_hooks(module)]
+    homes = {type(hook).__module__.partition(".")[0] for hook in hooks if hook is not None}
+    return homes <= {"accelerate", "diffusers"}
 
 
 def counts_calls(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["DTYPES", "Recipe", "digest", "is_patched", "name_of", "numerics"]
+__all__ = ["DTYPES", "Recipe", "digest", "name_of", "numerics"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """What ops over rows compute in fp32 as eager does; in fp64 eager is more exact than they."""
@@ -49,8 +49,8 @@ class Recipe:
              processor, a helper that `forward` does again. They belong to the digest
     fits     why this instance is left, in a few words: its config, its processor. None: it fits
     reads    children whose parameters or config `forward` reads instead of calling them. If one of
-             them has a hook, which might bring its weights, or is of another class than when it was
-             patched, the call goes to the stock forward
+             them has a hook, which might bring its weights, or is not what it was when it was
+             patched (settings.py: class, eps, shapes of weights), the stock forward answers
     takes    `takes(module, *args, **kwargs)`: why this call goes to the stock forward, one word
              for the counters; None: `forward` takes it. torch.compile traces it, too
     as_stock `as_stock(module, *args, **kwargs)`: args and kwargs as the stock forward takes them,
@@ -77,11 +77,6 @@ class Recipe:
 def name_of(cls: type) -> str:
     """The qualified name that recipes know a class by."""
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def is_patched(module: nn.Module) -> bool:
-    """Whether a recipe answers for this module; torch.compile traces it."""
-    return getattr(module, "_jitd_numerics", None) is not None
 
 
 def numerics(module: nn.Module) -> str:

@@ -3,18 +3,20 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from functools import cache, wraps
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ...jit.stats import STATS
 from .agreement import Agreement
-from .hooks import has_hook, is_ours, place_of_forward
+from .hooks import is_ours, place_of_forward
 from .recipe import Recipe
+from .settings import changed, seen
 from .verify import MAX_SIGNATURES, first_call, is_comparing, signature
 
 __all__ = ["Site", "bind", "site_of", "unbind"]
@@ -62,6 +64,8 @@ class Site:
     ) -> Any:
         """The recipe's answer to a call, or the stock forward's."""
         cause = why_not(module, self.recipe, args, kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            cause = cause or "transform"  # vmap, grad, …: no op of ours has rules for them
         if cause is not None:
             self.decline(cause)
             return stock(module, *args, **kwargs)
@@ -126,7 +130,7 @@ def bind(module: nn.Module, site: Site, numerics: str) -> None:
         raise ValueError(f"{site.path}: its forward was replaced; only the class's own is patched.")
     module._jitd_site = site
     module._jitd_numerics = numerics
-    module._jitd_reads = _classes(site.recipe.reads(module))
+    module._jitd_seen = type(module), seen(site.recipe.reads(module))
     owner, name = place
     setattr(owner, name, MethodType(_forward(site.recipe, type(module)), module))
 
@@ -140,7 +144,7 @@ def unbind(module: nn.Module) -> None:
             module.__dict__.pop("forward", None)
         elif is_ours(getattr(owner, name)):
             setattr(owner, name, MethodType(type(module).forward, module))
-    for name in ("_jitd_site", "_jitd_numerics", "_jitd_reads"):
+    for name in ("_jitd_site", "_jitd_numerics", "_jitd_seen"):
         module.__dict__.pop(name, None)
 
 
@@ -152,7 +156,9 @@ def _forward(recipe: Recipe, cls: type) -> Callable[..., Any]:
 
     def stock(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = as_stock(module, *args, **kwargs)
-        return theirs(module, *args, **kwargs)
+        if type(module) is cls:
+            return theirs(module, *args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)  # as if nothing were bound
 
     @wraps(theirs)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -179,17 +185,14 @@ def why_not(
         return "grad"
     if torch._C._is_any_autocast_enabled():
         return "autocast"
-    children = tuple(recipe.reads(module))
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "hook"  # of all modules: those that are read would not run it
+    before = getattr(module, "_jitd_seen", None)
     # None: it was unpatched, while its forward is still called by whoever wrapped it.
-    if getattr(module, "_jitd_reads", None) != _classes(children):
+    if before is None or type(module) is not before[0]:
         return "replaced"
-    if any(map(has_hook, children)):
-        return "hook"
-    return recipe.takes(module, *args, **kwargs)
-
-
-def _classes(modules: Iterable[nn.Module]) -> tuple[type, ...]:
-    return tuple(type(module) for module in modules)
+    cause = changed(tuple(recipe.reads(module)), before[1])
+    return cause or recipe.takes(module, *args, **kwargs)
 
 
 def _needs_grad(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """The models of a folder on the meta device, in the dtypes that `from_pretrained` gives them."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ from torch import nn
 
 from .folder import Folder, Part
 
-__all__ = ["build", "class_named", "made", "scheduler_of"]
+__all__ = ["build", "class_named", "made", "refused", "scheduler_of"]
+
+log = logging.getLogger("jitd")
 
 
 def build(folder: Folder, dtype: torch.dtype, vae_dtype: torch.dtype) -> Mapping[str, nn.Module]:
@@ -23,8 +26,16 @@ def _model(part: Part, dtype: torch.dtype) -> nn.Module:
     cls = class_named(part.cls)
     try:
         return made(cls, part.config, dtype, "meta")
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"--diffusers: {part.cls} does not take its config: {error}") from error
+    except Exception as error:  # code of others, on a config of the user's
+        raise refused(f"{part.cls} does not take its config", error) from error
+
+
+def refused(what: str, error: Exception) -> ValueError:
+    """What to say of models of others that raised over what the user gave them. Where they did is
+    logged at the level debug."""
+    log.debug("--diffusers: %s", what, exc_info=error)
+    kind, text = type(error).__name__, str(error).strip()
+    return ValueError(f"--diffusers: {what}: {kind}{f': {text}' if text else ''}")
 
 
 def made(

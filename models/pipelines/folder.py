@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 __all__ = ["FAMILIES", "Folder", "Part", "read"]
+
+
+log = logging.getLogger("jitd")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Folder:
     scheduler: Part | None
 
     @property
+    def named(self) -> str:
+        """The class of the pipeline, or of the one model."""
+        return self.pipeline or next(iter(self.parts.values())).cls
+
+    @property
     def digest(self) -> str:
         """Changes with anything that was read."""
         read = [
@@ -98,9 +107,11 @@ def read(path: Path) -> Folder:
         return _pipeline(path)
     if (path / "config.json").is_file():
         return _model(path)
-    what = "such folder" if not path.is_dir() else "model_index.json or config.json there"
+    what = "no model_index.json or config.json there"
+    if not path.is_dir():
+        what = "a file, not a folder" if path.exists() else "no such folder"
     raise ValueError(
-        f"--diffusers {path}: no {what}. Give the folder of a pipeline or of one of its models, as "
+        f"--diffusers {path}: {what}. Give the folder of a pipeline or of one of its models, as "
         "diffusers saves or downloads it; its weights are not needed."
     )
 
@@ -113,12 +124,15 @@ def _pipeline(path: Path) -> Folder:
         raise _unsupported(path, "pipeline", name)
     parts = {}
     for part, classes in FAMILIES[found].parts.items():
-        listed = index.get(part)
-        wanted = isinstance(listed, list) and len(listed) == 2 and listed[1] is not None
-        if not wanted and not (part == _UNLISTED and (path / part / "config.json").is_file()):
+        listed, file = _listed(path, index, part), path / part / "config.json"
+        if listed is None and file.is_file() and part != _UNLISTED:
+            how = "lists it as null" if part in index else "does not list it"
+            what = f"{part} is left out: model_index.json {how}, although its config.json is there"
+            log.warning("--diffusers %s: %s.", path, what)
+        if listed is None and not (part == _UNLISTED and file.is_file()):
             continue
-        config = _json(path / part / "config.json")
-        cls = config.get("_class_name") or (listed[1] if wanted else None)
+        config = _json(file)
+        cls = config.get("_class_name") or listed
         if cls not in classes:
             raise _unsupported(path / part, part, cls)
         parts[part] = Part(cls, config)
@@ -127,6 +141,20 @@ def _pipeline(path: Path) -> Folder:
     scalars = {k: v for k, v in index.items() if isinstance(v, bool | int | float | str)}
     scalars = {k: v for k, v in scalars.items() if not k.startswith("_")}
     return Folder(path, found, str(name), parts, scalars, _scheduler(path, index))
+
+
+def _listed(path: Path, index: Mapping[str, Any], part: str) -> str | None:
+    """The class that the index names for a part; None for one that it has not."""
+    listed = index.get(part)
+    match listed:
+        case None | [None, None]:
+            return None
+        case [str(), str(cls)]:
+            return cls
+    raise ValueError(
+        f"--diffusers {path}: model_index.json lists {part} as {json.dumps(listed)}; allowed are "
+        '["diffusers", CLASS], and [null, null] for none.'
+    )
 
 
 def _scheduler(path: Path, index: Mapping[str, Any]) -> Part | None:

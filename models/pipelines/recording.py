@@ -1,7 +1,6 @@
 """A folder of config files as a model that can be warmed. Imports no torch until it is."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...jit.errors import JitdError
 from ...jit.record import Workload, record
 from ..catalog import Model
 from ..helios import presets as helios
@@ -101,7 +101,7 @@ class Pipeline:
             raise ValueError(f"--frames {self.frames}: {family} {what}; leave it out.")
         return Model(
             name=f"diffusers-{family}",
-            description=f"{pipeline or next(iter(self.folder.parts.values())).cls} of diffusers",
+            description=f"{self.folder.named} of diffusers",
             sizes={str(size): Size(size.height, size.width, frames)},
             variants=variants,
             i2v=family != "zimage",
@@ -137,14 +137,24 @@ def pipeline_in(
 
 
 def _built(pipeline: Pipeline, dtype: str) -> tuple[Any, Any]:
-    """Models and the report of their patch."""
+    """Models and the report of their patch. Raises ValueError where none has a class to patch."""
+    from torch import nn  # noqa: PLC0415
+
     from ...jit.tensors import DTYPES  # noqa: PLC0415  (torch)
     from ..patch.patching import patch  # noqa: PLC0415
+    from ..patch.recipes import SUPPORTED, recipe_above, recipe_for  # noqa: PLC0415
     from .building import build  # noqa: PLC0415
 
     own = "fp32" if pipeline.folder.family == "helios" else dtype
     models = build(pipeline.folder, DTYPES[dtype], DTYPES[pipeline.vae_dtype or own])
-    return models, [patch(model, verify="never") for model in models.values()]
+    whole = nn.ModuleDict(models)
+    classes = set(map(type, whole.modules()))
+    if not any(recipe_for(cls) or recipe_above(cls) for cls in classes):
+        raise ValueError(
+            f"--diffusers: nothing to warm: no class in {pipeline.folder.path} is one that "
+            f"jitd.patch knows; those are of {SUPPORTED}."
+        )
+    return models, patch(whole, verify="never")
 
 
 def _recorded(
@@ -155,27 +165,28 @@ def _recorded(
     Raises ValueError for a size that the pipeline refuses, and where nothing is patched.
     """
     from ...jit.tensors import DTYPES  # noqa: PLC0415  (torch)
+    from .building import refused  # noqa: PLC0415
     from .layouts import as_on_a_card  # noqa: PLC0415
     from .runs import Asked, run  # noqa: PLC0415
 
-    models, reports = built
+    models, report = built
     lengths = (pipeline.prompt_tokens,) if pipeline.prompt_tokens else None
     tokens = lengths or _PROMPTS[pipeline.folder.family]
     with as_on_a_card(), record() as workload:
         try:
             run(pipeline.folder, models, Asked(size, variant, i2v, tokens, DTYPES[dtype]))
-        except RuntimeError as error:  # shapes that do not fit: of this size, or of these configs
-            raise ValueError(f"--diffusers: it does not run at {size}: {error}") from error
-    left = [f"{site.path or site.recipe.name}: {site.left}" for r in reports for site in r.left]
-    declined = sum((report.declined for report in reports), Counter[str]())
+        except JitdError:
+            raise
+        except Exception as error:  # of others' code: what of a config or size does not fit
+            what = f"{pipeline.folder.named} does not run at --size {size}"
+            raise refused(what, error) from error
+    left = [f"{site.path}: {site.left}" for site in report.left]
     if not workload:
-        why = (
-            left[0] if left else f"no class of {pipeline.folder.path} is one that jitd.patch knows"
-        )
-        raise ValueError(f"--diffusers: nothing to warm, since nothing is patched: {why}.")
+        why = left[0] if left else "no module that is patched was called"
+        raise ValueError(f"--diffusers: nothing to warm: {why}.")
     if left:
         log.warning("%d sites stay diffusers' own, the first: %s", len(left), left[0])
-    if declined:
-        causes = ", ".join(f"{cause} {n}" for cause, n in sorted(declined.items()))
+    if report.declined:
+        causes = ", ".join(f"{cause} {n}" for cause, n in sorted(report.declined.items()))
         log.warning("calls that stay diffusers' own: %s", causes)
     return workload

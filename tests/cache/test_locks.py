@@ -119,7 +119,7 @@ def test_a_long_wait_is_said_and_goes_on(
     assert taken.wait(30)
     waiter.join(30)
     [message] = [record.getMessage() for record in caplog.records]
-    assert "waiting for another process to build winner/silu" in message
+    assert "waiting for whoever holds the lock of winner/silu" in message
     assert "winner-" in message.rpartition("fuser")[2]
 
 

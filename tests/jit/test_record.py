@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -194,6 +195,34 @@ def test_saving_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
         workload.save(path)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "remedy"),
+    [
+        ("none/w.json", FileNotFoundError, "make its folder .*none first"),
+        ("file/w.json", NotADirectoryError, "file is no folder; name another place"),
+        ("folder", IsADirectoryError, "this is a folder; name a file in it"),
+        ("folder/..", IsADirectoryError, "name a file in it"),
+        ("x" * 300, OSError, "File name too long; .* name another place"),
+    ],
+)
+def test_what_cannot_be_saved_names_the_path(tmp_path, name, kind, remedy):
+    """The error is of the system's kind, names the path that was given, no other, and a remedy."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(kind, match=remedy) as caught:
+        jitd.Workload().save(tmp_path / name)
+    assert caught.value.filename == str(tmp_path / name)
+    assert str(os.getpid()) not in caught.value.strerror
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_a_workload_is_not_saved_onto_here(tmp_path, monkeypatch):
+    """The folder that one is in is a folder like any other."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError, match="name a file in it"):
+        jitd.Workload().save("")
 
 
 def _no_room(*_):

@@ -1,5 +1,7 @@
 """Warming a workload, with a card and without one."""
 
+from dataclasses import replace
+
 import jitd
 import pytest
 from jitd.cache.paths import open_root
@@ -7,6 +9,7 @@ from jitd.cache.store import Store
 from jitd.cache.tiers import store_over
 from jitd.jit import runtime, warm
 from jitd.jit.device import stand_in
+from jitd.jit.op import OPS
 from jitd.jit.record import Workload
 from jitd.jit.toolchain import toolchain
 from jitd.jit.warm import Progress, buckets, compile_for, read_receipt, receipt_key, write_receipt
@@ -52,6 +55,26 @@ def test_warming_tunes_once_and_then_knows(machine):
     again = warm.warm(machine.process(), workload(4096, 100), Progress())
     assert [row.status for row in again] == ["known", "known"]
     assert len(machine.tuned) == 2
+
+
+def test_other_classes_are_compiled_while_the_next_is_tuned(machine, monkeypatch):
+    """The binary for a misaligned x goes to the compiler when its bucket is tuned, before the next
+    is; it is checked when all are tuned."""
+    misaligned = replace(OP, reach=lambda call: [call.replace(x=call.x.like(aligned=False))])
+    monkeypatch.setitem(OPS, OP.name, misaligned)
+    events, submit = [], machine.pool.submit
+
+    def submitted(binary):
+        if any(kind[0] == "pointer" and not kind[-1] for _, kind in binary.classes):
+            events.append("compiled")
+        return submit(binary)
+
+    machine.pool.submit = submitted
+    machine.on_tune = lambda: events.append("tuned")
+    machine.on_check = lambda call: events.append("checked")
+    rows = warm.warm(machine.process(), workload(4096, 100), Progress())
+    assert [row.status for row in rows] == ["tuned", "tuned"]
+    assert events == ["tuned", "compiled", "tuned", "checked"]  # both buckets' binary is the same
 
 
 def test_a_signature_that_cannot_be_tuned_is_a_row(machine):

@@ -120,6 +120,7 @@ class Steps(Protocol):
     """What `jit.warm.Progress` shows of a warmup; named here so that this imports nothing."""
 
     signature: str
+    doing: Literal["tuning", "checking"]
     done: int
     total: int
     step: int
@@ -127,7 +128,8 @@ class Steps(Protocol):
 
 
 class ProgressLines(AbstractContextManager["ProgressLines"]):
-    """Progress for a log: a line for each signature tuned, for each tenth of the compiling."""
+    """Progress for a log: a line for each signature tuned and checked, for each tenth of the
+    compiling."""
 
     def __init__(self, work: Literal["tune", "compile"]) -> None:
         self.work = work
@@ -140,8 +142,9 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         if not steps.signature:
             return
         if self.work == "tune":
-            state: object = steps.signature
-            text = f"[{steps.done + 1}/{steps.total}] tuning {steps.signature}"
+            state: object = (steps.doing, steps.signature)
+            number = min(steps.done + 1, steps.total)
+            text = f"[{number}/{steps.total}] {steps.doing} {steps.signature}"
         else:
             state = steps.done * 10 // max(steps.total, 10)
             text = f"[{steps.done}/{steps.total}] compiled {steps.signature}"
@@ -191,7 +194,7 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
             self._bars.reset(self._part, total=steps.steps or None)
         self._bars.update(
             self._part,
-            description=steps.signature,
+            description=f"{steps.doing} {steps.signature}",
             completed=steps.step,
             total=steps.steps or None,
             visible=bool(steps.signature) and self._has_parts,

@@ -15,6 +15,7 @@ from ...jit.sign import Signature
 from ...jit.warm import Again
 from ...models import catalog
 from ...models.pipelines.recording import Pipeline
+from .output import note
 
 Work = Literal["tune", "compile"]
 
@@ -205,10 +206,7 @@ def wanted(
         )
     if known and hq:
         variant = _high_quality(known, variant)
-    for path in workloads:
-        if not path.is_file():
-            raise ValueError(f"--workload {path}: no such file.")
-    Workload.load_all(workloads)  # refuse a damaged one before torch is imported
+    _look_into(workloads)
     if known:
         known.check(variant or known.variants[0], i2v=i2v)
     parsed: tuple[Any, ...] = ()
@@ -260,6 +258,16 @@ def read_signature(text: str) -> Signature:
             "One that is declared outside jitd needs --import MODULE."
         )
     return OPS[name].parse(text)
+
+
+def _look_into(workloads: Iterable[Path]) -> None:
+    """Refuse a missing or damaged file before torch is imported, and say which are empty."""
+    for path in workloads:
+        if not path.is_file():
+            what = "a folder; give a file in it" if path.is_dir() else "no such file"
+            raise ValueError(f"--workload {path}: {what}.")
+        if not Workload.load(path):
+            note(f"--workload {path} names no signature: nothing is warmed for it.")
 
 
 def _refuse_unknown(asked: Workload, paths: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jitd.jit.declare import Config
+from jitd.jit.device import stand_in
 from jitd.jit.interpret import Interpreted
 from jitd.models.ops.channel_norm import channel_rms_norm_silu
 
@@ -124,6 +125,24 @@ def interpreted(text, params):
     return Interpreted(op, call, Config(op.variants[0], params))
 
 
+@BY_DTYPE
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last_3d"])
+@pytest.mark.parametrize("positions", [1, 1 << 20])
+def test_every_number_of_channels_has_configs(dtype, layout, positions):
+    """However few or many channels and positions, there is a default, which holds all channels if
+    any config can, and there are configs, as many as a tune has time for."""
+    op, device = channel_rms_norm_silu.op, stand_in("sm_90")
+    for channels in (1, 2, 3, 4, 5, 8, 12, 96, 100, 512, 1000, 2048, 5000, 16384):
+        call = op.parse(
+            f"channel_rms_norm_silu[{name_of(dtype)}](2x{channels}x1x1x{positions}:{layout})"
+        ).call
+        bucket = op.bucket(call)
+        assert 1 <= len(op.configs(bucket, device)[0]) <= 25, channels
+        (launch,) = op.default(bucket, device).plan(bucket, device).launches
+        held = launch.args["HELD"] or channels > 1024
+        assert held and launch.args["CHANNELS"] < 2 * channels, channels
+
+
 def bf16_numbers():
     """All of them that are normal, in float64."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
@@ -190,3 +209,17 @@ def test_rounding_is_eagers(text, params):
     got = torch.empty_like(want)
     interpreted(text, params).into(tensors, [got])
     assert torch.equal(got, want)
+
+
+@pytest.mark.interpreter
+def test_a_mean_that_underflows_loses_no_result():
+    """One channel of thousands in fp16: the mean of squares is subnormal, rounded down by a third,
+    and what is divided by its root larger than that of the number of channels."""
+    text = "channel_rms_norm_silu[fp16](1x4096x4, weight=fp16 4096)"
+    x = torch.zeros(1, 4096, 4, dtype=torch.float16)
+    for position, value in enumerate((-0.019, -0.0192, 0.0185, 0.019)):
+        x[0, 7, position] = value
+    weight = torch.full((4096,), 1.24, dtype=torch.float16)
+    want, got = reference(text, x, weight), torch.empty_like(x)
+    interpreted(text, IN_PARTS).into([x, weight], [got])
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=0)

@@ -78,21 +78,19 @@ def test_reach_and_probes_stay_in_the_bucket(builder, text, n):
 
 
 @BY_CALL
-def test_misaligned_and_gapped_tensors_compile_nothing(builder, text):
-    """A misaligned x, a call with weights and operands misaligned as well, and strides that allow
-    no wide loads have their binaries warmed; that takes four at the most."""
+def test_a_misaligned_x_compiles_nothing(builder, text):
+    """A call, and one whose x begins anywhere, have their binaries warmed: two, and no more. What
+    is rarer is of the same bucket, too."""
     op, call = signed(text.format(n=60))
     bucket, x = op.bucket(call), call.x
     config = op.default(bucket, DEVICE)
     known = warmed(builder, op, config, bucket)
-    others = [name for name in call.tensors if name != "index"]
-    gapped = call.replace(x=x.like(strides=(*(s + s // x.shape[-1] for s in x.strides[:-1]), 1)))
-    assert gapped.x.strides[-2] == x.shape[-1] + 1
-    for asked in (call, anywhere(call, ["x"]), anywhere(call, others), gapped):
-        assert op.bucket(asked) == bucket
+    for asked in (call, anywhere(call, ["x"])):
         assert keys(builder, op, config, asked) <= known
-    alone, odd = others == ["x"], x.shape[-1] % 2
-    assert len(known) == 4 - alone - odd
+    assert len(known) == 2
+    gapped = call.replace(x=x.like(strides=(*(s + s // x.shape[-1] for s in x.strides[:-1]), 1)))
+    for asked in (gapped, anywhere(call, [name for name in call.tensors if name != "index"])):
+        assert op.bucket(asked) == bucket
 
 
 @BY_CALL

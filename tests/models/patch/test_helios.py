@@ -170,6 +170,24 @@ def test_no_parameters_by_token():
     assert ours.elements < tokens * 6 * width <= theirs.elements
 
 
+@pytest.mark.parametrize("way", ["group offloading", "accelerate"])
+def test_no_parameters_by_token_under_offloading(way, monkeypatch):
+    """Hooks that only bring the weights of blocks, and look at nothing, change nothing of that."""
+    model, given, made = tiny_helios.transformer("base"), inputs(), []
+    wanted = run(model, given)
+    report, cpu = patch(model), torch.device("cpu")
+    if way == "group offloading":
+        model.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    else:
+        hooks = pytest.importorskip("accelerate").hooks
+        for block in model.blocks:
+            hooks.add_hook_to_module(block, hooks.CpuOffload(cpu))
+    monkeypatch.setattr("jitd.models.patch.helios._by_token", lambda *told: made.append(told))
+    assert torch.equal(run(model, given), wanted)
+    assert made == []
+    assert all(site.calls for site in report.sites if "Block" in site.recipe.name)
+
+
 # -- parts of it ------------------------------------------------------------------------------
 
 
@@ -189,6 +207,52 @@ def test_blocks_that_are_left_get_what_they_know():
     model.blocks[0].norm2.register_forward_hook(lambda *_: None)
     assert torch.equal(run(model, given), wanted)
     assert report.declined == {"hook": 1}
+
+
+@pytest.mark.parametrize("history", ["none", "all"])
+@pytest.mark.parametrize("way", ["forward hook", "forward pre-hook", "forward", "accelerate"])
+def test_who_looks_at_a_block_sees_tensors(way, history):
+    """A hook on a patched block, and a forward around its own, are given what they get of the
+    stock model: parameters by token, or by sample. The block's recipe answers, with its bits.
+    """
+    seen = {True: [], False: []}
+
+    def note(patched, args):
+        seen[patched].append(args)
+
+    def look(block, patched):
+        if way == "forward hook":
+            block.register_forward_hook(lambda module, args, out: note(patched, args))
+        elif way == "forward pre-hook":
+            block.register_forward_pre_hook(lambda module, args: note(patched, args))
+        elif way == "forward":
+            inner = block.forward
+            block.forward = lambda *args: note(patched, args) or inner(*args)
+        else:
+            accelerate = pytest.importorskip("accelerate")
+
+            class Look(accelerate.hooks.ModelHook):
+                def pre_forward(self, module, *args, **kwargs):
+                    note(patched, args)
+                    return args, kwargs
+
+            accelerate.hooks.add_hook_to_module(block, Look())
+
+    given, outs = inputs(history, dtype=torch.bfloat16), []
+    for patched in (False, True):
+        model = tiny_helios.transformer(dtype=torch.bfloat16)
+        if patched:
+            report = patch(model)
+        for block in model.blocks:
+            look(block, patched)
+        outs.append(run(model, given))
+    assert torch.equal(*outs)
+    assert not report.declined and all(site.calls for site in report.sites)
+    assert len(seen[True]) == len(seen[False]) == BASE["num_layers"]
+    for mine, stock in zip(seen[True], seen[False], strict=True):
+        assert mine[4] == stock[4]
+        for one, other in zip(mine[:4], stock[:4], strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dims", [3, 4])

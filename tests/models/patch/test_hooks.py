@@ -9,6 +9,10 @@ import pytest
 import torch
 from jitd.models.patch.hooks import is_ours, place_of_forward
 from jitd.models.patch.site import site_of
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from .live import MODELS, build, pipeline, run, same
 
@@ -105,7 +109,8 @@ def test_offloading(name, offload, order, tmp_path):
         _own_forward,
     ):  # nothing between a block's norms
         assert all(site.calls for site in report.sites), str(report)
-    assert jitd.unpatch(model) == len(report.patched)
+    patched = len(report.patched)
+    assert jitd.unpatch(model) == patched
     assert not any(is_ours(getattr(*place_of_forward(m))) for m in model.modules())
     calls = report.calls
     assert same(run(model, call), expected)
@@ -162,6 +167,40 @@ def test_a_users_hook_on_a_norm_is_called():
     run(model, call)
     assert len(seen) == 1
     assert report.declined == {"hook": 1}
+
+
+@pytest.mark.parametrize(
+    "register", [register_module_forward_pre_hook, register_module_forward_hook]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_hooks_of_all_modules_are_called(name, register):
+    """A hook of torch on all modules sees those of the stock model in its order, and tensors where
+    it sees some there; sites decline, none is verified or lost, and all answer when it is gone."""
+    (model, call), (stock, _) = build(name), build(name)
+    expected = run(stock, call)
+    report = jitd.patch(model)
+    seen = [_seen(m, call, register) for m in (model, stock)]
+    assert seen[0] == seen[1] and seen[0]
+    assert report.calls == 0 and report.declined == {"hook": len(report.sites)}
+    assert jitd.stats() == {"patch:hook": len(report.sites)} and not report.left
+    assert same(run(model, call), expected)
+    assert report.declined == {"hook": len(report.sites)}
+    assert all(site.calls and site.verified for site in report.sites if site.recipe.ops)
+
+
+def _seen(model, call, register):
+    """Classes of modules, and shapes of tensors, that a hook on all modules is given."""
+    seen = []
+
+    def hook(module, args, *_):
+        seen.append((type(module), [getattr(value, "shape", type(value)) for value in args]))
+
+    handle = register(hook)
+    try:
+        run(model, call)
+    finally:
+        handle.remove()
+    return seen
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -227,6 +227,21 @@ def test_recordings_note_each_call_once():
     assert module.calls == 1 and site.verified
 
 
+def test_under_a_transform():
+    """Under `torch.func.vmap`, which knows no rules of comparisons, nor of kernels, the stock
+    forward answers, counted; the site stays, and the first call afterwards is verified."""
+    module, site = _patched(_right)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(torch.func.vmap(module)(x), x * 2)
+        assert torch.equal(torch.func.vmap(lambda row: module(row, scale=3.0))(x), x * 3)
+        assert torch.equal(torch.func.jvp(module, (x,), (x,))[1], x * 2)
+    assert site.patched and site.declined == {"transform": 3} and not site.verified
+    assert jitd.stats() == {"patch:transform": 3}
+    module(x)
+    assert site.calls == 1 and site.verified
+
+
 def test_sites_in_sites():
     """A site within a site answers in both of its runs, is held to its own stock forward, and is
     counted as often as it was asked for."""

@@ -1,6 +1,7 @@
 """Reading the config files of a pipeline: what is found, and what is said where nothing is."""
 
 import json
+import logging
 from importlib import metadata
 
 import pytest
@@ -48,6 +49,29 @@ def test_a_pipeline(tmp_path):
     assert folder.parts["transformer"].config["num_layers"] == 48
     assert dict(folder.index) == {"is_fine": True}
     assert folder.scheduler is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "how"),
+    [({"transformer": [None, None]}, "lists it as null"), ({}, "does not list it")],
+)
+def test_a_part_that_is_left_out_is_said(tmp_path, caplog, listed, how):
+    """A part whose config is there, but which the pipeline does not have, is noted in a sentence;
+    one that is neither there nor listed is none to speak of."""
+    write(
+        tmp_path,
+        transformer={"_class_name": "ZImageTransformer2DModel"},
+        vae={"_class_name": "AutoencoderKL"},
+    )
+    index(tmp_path, _class_name="ZImagePipeline", vae=["diffusers", "AutoencoderKL"], **listed)
+    with caplog.at_level(logging.WARNING, "jitd"):
+        assert list(read(tmp_path).parts) == ["vae"]
+    (record,) = caplog.records
+    assert f"transformer is left out: model_index.json {how}, although" in record.getMessage()
+    write(tmp_path / "whole", vae={"_class_name": "AutoencoderKL"})
+    index(tmp_path / "whole", _class_name="ZImagePipeline", vae=["diffusers", "AutoencoderKL"])
+    read(tmp_path / "whole")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,6 +126,21 @@ def _other_part(folder):
     return index(folder, _class_name="ZImagePipeline", vae=["diffusers", "AutoencoderTiny"])
 
 
+def _a_string(folder):
+    write(folder, transformer={"_class_name": "ZImageTransformer2DModel"})
+    return index(folder, _class_name="ZImagePipeline", transformer="ZImageTransformer2DModel")
+
+
+def _half_a_pair(folder):
+    write(folder, transformer={"_class_name": "ZImageTransformer2DModel"})
+    return index(folder, _class_name="ZImagePipeline", transformer=["diffusers", None])
+
+
+def _a_file(folder):
+    (folder / "model").touch()
+    return folder / "model"
+
+
 def _empty(folder):
     return index(folder, _class_name="HeliosPipeline", transformer=[None, None])
 
@@ -116,6 +155,9 @@ def _empty(folder):
         (_no_json, "is no JSON"),
         (_a_list, "it is a list"),
         (_other_part, "vae AutoencoderTiny is not supported"),
+        (_a_string, 'transformer as "ZImageTransformer2DModel"; allowed are .*null, null'),
+        (_half_a_pair, r'transformer as \["diffusers", null\]; allowed are'),
+        (_a_file, "a file, not a folder. Give the folder"),
         (_empty, "lists none of its models"),
     ],
 )

@@ -1,6 +1,7 @@
 """Recorded from config files on the meta device is what the pipeline asks for as it runs."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -105,10 +106,11 @@ def test_parameters_have_the_dtypes_of_from_pretrained(tmp_path):
 
 
 def test_an_impossible_size_is_the_pipelines_own_error(tmp_path):
-    """A size that the pipeline refuses is refused in its words."""
+    """A size that the pipeline refuses is refused in its words, with the option's name."""
     pipe, _ = tiny.ltx2()
     pipeline = pipeline_in(tiny.save_configs(pipe, tmp_path), frames=9)
-    with pytest.raises(ValueError, match="divisible by 32"):
+    said = r"LTX2Pipeline does not run at --size 100x64x9: .*divisible by 32"
+    with pytest.raises(ValueError, match=said):
         of_configs(pipeline, size=pipeline.model.parse_size("100x64"))
 
 
@@ -119,7 +121,7 @@ def test_nothing_patched_is_an_error_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(patching, "digest", lambda *names: "another")
     pipe, _ = tiny.zimage()
     pipeline = pipeline_in(tiny.save_configs(pipe, tmp_path), prompt_tokens=16)
-    with pytest.raises(ValueError, match=r"nothing is patched: .*unknown version"):
+    with pytest.raises(ValueError, match=r"nothing to warm: .*unknown version"):
         of_configs(pipeline, size=pipeline.model.parse_size("128x128"))
 
 
@@ -132,6 +134,54 @@ def test_a_config_that_its_class_does_not_take(tmp_path):
     pipeline = pipeline_in(tmp_path)
     with pytest.raises(ValueError, match="AutoencoderKL does not take its config"):
         of_configs(pipeline, size=pipeline.model.parse_size("128x128"))
+
+
+def test_a_model_of_which_nothing_is_patched_is_an_error(tmp_path, caplog):
+    """A model without a class that a recipe knows warms nothing, which is said once."""
+    pipe, _ = tiny.ltx2()
+    pipeline = pipeline_in(tiny.save_configs(pipe, tmp_path) / "vocoder", frames=9)
+    with pytest.raises(ValueError, match=r"nothing to warm: no class in .*vocoder is one that"):
+        of_configs(pipeline, size=pipeline.model.parse_size("64x64"))
+    assert not [record for record in caplog.records if record.name == "jitd"]
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "said"),
+    [
+        (tiny.zimage, {"dim": -4}, "ZImage.*: [A-Z][a-zA-Z]+Error: "),
+        (tiny.zimage, {"axes_dims": [3, 5]}, "ZImage.*: [A-Z][a-zA-Z]+Error$"),
+        (tiny.zimage, {"n_layers": None}, "ZImage.*: TypeError: "),
+        (tiny.helios, {"patch_size": [1, 2]}, "Helios.*: [A-Z][a-zA-Z]+Error: "),
+    ],
+)
+def test_a_config_that_its_class_cannot_run(tmp_path, caplog, make, change, said):
+    """What a class takes but can neither build nor run is an error of one line with the class and
+    the error, whose traceback is logged for who debugs it."""
+    pipe, _ = make()
+    tiny.save_configs(pipe, tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    model = pipeline_in(tmp_path, prompt_tokens=16)
+    with (
+        caplog.at_level(logging.DEBUG, "jitd"),
+        pytest.raises(ValueError, match=f"--diffusers: {said}"),
+    ):
+        of_configs(model, size=model.model.parse_size("128x128"))
+    assert next(record.exc_info for record in caplog.records if record.name == "jitd")
+
+
+def test_ctrl_c_is_no_error_of_a_config(tmp_path, monkeypatch):
+    """Ctrl-C while a model is built or run ends the warmup as Ctrl-C."""
+    pipe, _ = tiny.zimage()
+    pipeline = pipeline_in(tiny.save_configs(pipe, tmp_path) / "transformer", prompt_tokens=16)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for method in ("forward", "from_config"):
+        monkeypatch.setattr(type(pipe.transformer), method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            of_configs(pipeline, size=pipeline.model.parse_size("128x128"))
 
 
 def test_it_is_written_down_and_read_back(tmp_path):

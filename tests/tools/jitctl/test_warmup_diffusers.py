@@ -67,7 +67,7 @@ def test_a_folder_that_is_gone_is_not_resumed(card, asked, folder):
         (["--hq"], "has no variant of high quality"),
         (["--model", "ltx2"], "two models"),
         (["--size", "128"], "not readable"),
-        (["--size", "100x100"], "divisible by 32"),
+        (["--size", "100x100"], "--size 100x100x121: ValueError: "),
     ],
 )
 def test_options_that_do_not_fit(card, asked, options, said):
@@ -86,6 +86,23 @@ def test_options_without_a_folder(card, options):
 def test_a_folder_of_nothing(card, tmp_path):
     """A folder without config files is wrong usage, told without torch."""
     assert "config.json" in card.refused("warmup", "--diffusers", str(tmp_path), code=2)
+
+
+def test_a_file_for_a_folder_and_back(card, tmp_path):
+    """A path that is there, but of the other kind, is told to be that."""
+    (tmp_path / "file").touch()
+    said = card.refused("warmup", "--diffusers", str(tmp_path / "file"), code=2)
+    assert "file: a file, not a folder. Give the folder" in said
+    said = card.refused("warmup", "--workload", str(tmp_path), code=2)
+    assert "a folder; give a file in it" in said
+
+
+def test_an_empty_workload_is_said(card, tmp_path):
+    """A file of no signatures warms nothing, which is no failure, and says so."""
+    Workload().save(tmp_path / "empty")
+    done = card.run("warmup", "--workload", str(tmp_path / "empty"))
+    assert done.code == 0
+    assert "empty names no signature: nothing is warmed for it." in done.err
 
 
 SEEN = "outside_scale[bf16](1000)"
