@@ -70,7 +70,7 @@ class Progress:
     doing: Literal["tuning", "checking"] = "tuning"  # where something is tuned
     done: int = 0  # buckets that are tuned, or binaries where nothing is
     total: int = 0
-    step: int = 0  # candidates checked of the signature under way
+    step: int = 0  # candidates checked of the signature under way; buckets, where it is `checking`
     steps: int = 0
 
     def update(self, **changes: Any) -> None:
@@ -121,9 +121,9 @@ def warm(
         for index, bucket in enumerate(wanted):
             progress.update(signature=bucket.signature, done=index, step=0, steps=0)
             rows.append(_tuned(builder, bucket, again))
-        progress.update(done=len(wanted), doing="checking", step=0, steps=0)
+        progress.update(done=len(wanted), doing="checking")
         for index, bucket in enumerate(wanted):
-            progress.update(signature=bucket.signature)
+            progress.update(signature=bucket.signature, step=index, steps=len(wanted))
             rows[index] = _checked(builder, bucket, rows[index])
         builder.artifacts.drop_candidates({bucket.op.name for bucket in wanted})
         builder.artifacts.forget()

@@ -45,13 +45,21 @@ def test_an_unknown_op_is_refused():
 def test_warming_tunes_once_and_then_knows(machine):
     """The first warming tunes each bucket, the second finds everything; progress says so."""
     seen = []
-    progress = Progress(changed=lambda p: seen.append((p.done, p.total)))
+    numbers = []
+
+    def changed(progress):
+        seen.append((progress.done, progress.total))
+        if progress.doing == "checking" and progress.signature:
+            numbers.append((progress.step, progress.steps))
+
+    progress = Progress(changed=changed)
     rows = warm.warm(machine.process(), workload(4096, 100), progress)
     assert [(row.status, row.us, row.floor_us, row.eager_us) for row in rows] == [
         ("tuned", 2.0, 1.0, 3.0)
     ] * 2
     assert (rows[0].floor_share, rows[0].speedup) == (0.5, 1.5)
     assert seen[0] == (0, 2) and seen[-1] == (2, 2)
+    assert numbers[-2:] == [(0, 2), (1, 2)]
     again = warm.warm(machine.process(), workload(4096, 100), Progress())
     assert [row.status for row in again] == ["known", "known"]
     assert len(machine.tuned) == 2

@@ -143,8 +143,8 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
             return
         if self.work == "tune":
             state: object = (steps.doing, steps.signature)
-            number = min(steps.done + 1, steps.total)
-            text = f"[{number}/{steps.total}] {steps.doing} {steps.signature}"
+            before = steps.done if steps.doing == "tuning" else steps.step
+            text = f"[{before + 1}/{steps.total}] {steps.doing} {steps.signature}"
         else:
             state = steps.done * 10 // max(steps.total, 10)
             text = f"[{steps.done}/{steps.total}] compiled {steps.signature}"
